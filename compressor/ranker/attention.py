@@ -1,0 +1,83 @@
+"""Multi-head attention: linears on packed tokens, the product of queries and keys on the padded view."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from compressor.ranker.linears import Linear
+from compressor.ranker.spec import AttentionPattern, AttentionSpec, CausalPattern, RotarySpec, WindowPattern
+from compressor.ranker.tokens import TokenLayout
+
+
+class Attention(nn.Module):
+    """Attention of one layer, ``[T, width] -> [T, width]``, or ``[B, width]`` where only first tokens ask."""
+
+    def __init__(self, spec: AttentionSpec, dropout: float) -> None:
+        super().__init__()
+        self.spec = spec
+        self.dropout = dropout
+        self.query = Linear(spec.query)
+        self.key = Linear(spec.key)
+        self.value = Linear(spec.value)
+        self.output = Linear(spec.output)
+
+    def forward(self, values: Tensor, layout: TokenLayout, first_only: bool = False) -> Tensor:
+        """Attend.
+
+        Args:
+            values: packed states ``[T, width]``.
+            layout: where they stand.
+            first_only: compute the result for each row's first token alone.
+        """
+        key = layout.pad(self._rotate(self._heads(self.key(values)), layout.positions))  # [B, S, H, d]
+        value = layout.pad(self._heads(self.value(values)))
+        if first_only:
+            asking = self._heads(self.query(values[layout.first]))
+            query = self._rotate(asking, layout.positions[layout.first])[:, None]  # [B, 1, H, d]
+        else:
+            query = layout.pad(self._rotate(self._heads(self.query(values)), layout.positions))
+        mixed = F.scaled_dot_product_attention(
+            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2),
+            attn_mask=visible(self.spec.pattern, layout, first_only),
+            dropout_p=self.dropout if self.training else 0.0,
+        ).transpose(1, 2).flatten(2)  # [B, S or 1, H * d]  # fmt: skip
+        return self.output(mixed[:, 0] if first_only else layout.pack(mixed))
+
+    def _heads(self, values: Tensor) -> Tensor:
+        return values.unflatten(-1, (self.spec.heads, self.spec.head_width))  # [T, H, d]
+
+    def _rotate(self, values: Tensor, positions: Tensor) -> Tensor:
+        return rotate(values, positions, self.spec.positions) if self.spec.positions else values
+
+
+def rotate(values: Tensor, positions: Tensor, spec: RotarySpec) -> Tensor:
+    """Turn each head's halves by the angle of its position (RoFormer, arXiv 2104.09864).
+
+    Args:
+        values: ``[T, H, d]`` with d even.
+        positions: int64 ``[T]``.
+        spec: the base of the angles.
+    """
+    half = values.shape[-1] // 2
+    frequencies = spec.base ** (-torch.arange(half, device=values.device, dtype=torch.float32) / half)
+    angles = (positions[:, None].float() * frequencies)[:, None, :]  # [T, 1, d / 2]
+    cosine, sine = angles.cos().to(values.dtype), angles.sin().to(values.dtype)
+    left, right = values[..., :half], values[..., half:]
+    return torch.cat([left * cosine - right * sine, right * cosine + left * sine], dim=-1)
+
+
+def visible(pattern: AttentionPattern, layout: TokenLayout, first_only: bool) -> Tensor:
+    """Return which keys each query may see: bool ``[B, 1, S or 1, S]``, broadcast over heads."""
+    keys = layout.mask[:, None, None, :]
+    if isinstance(pattern, WindowPattern | CausalPattern):
+        positions = layout.pad(layout.positions)  # [B, S]
+        asking = positions[:, :1] if first_only else positions
+        distance = asking[:, :, None] - positions[:, None, :]
+        near = distance.abs() <= pattern.reach if isinstance(pattern, WindowPattern) else distance >= 0
+        keys = keys & near[:, None]
+        if not first_only:
+            # A padded query may see nothing at all, and a softmax over nothing is NaN, which poisons gradients.
+            keys = keys | torch.eye(keys.shape[-1], dtype=torch.bool, device=keys.device)
+    return keys

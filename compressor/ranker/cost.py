@@ -1,0 +1,79 @@
+"""What a spec costs: parameters, and multiply-adds per pair of a given length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from compressor.ranker.spec import ClassifierHead, LinearSpec, LowRankForm, NormSpec, RankerSpec, TableSpec
+
+
+def parameters(spec: RankerSpec) -> int:
+    """Return the number of stored weights, biases and norm parameters."""
+    tables = sum(table.rows * table.width for _, table in tables_of(spec))
+    linears = sum(linear_macs(linear) + linear.outputs * linear.bias for _, linear in linears_of(spec))
+    return tables + linears + sum(_norm_parameters(norm, width) for norm, width in _norms(spec))
+
+
+def macs(spec: RankerSpec, n_tokens: int) -> int:
+    """Return the multiply-adds of one pair of ``n_tokens`` real tokens: linear layers plus attention products.
+
+    The last layer counts for the first token alone where the head reads nothing else, as it is computed.
+    """
+    total = linear_macs(spec.embeddings.project) * n_tokens if spec.embeddings.project else 0
+    for index, layer in enumerate(spec.layers):
+        last = index == len(spec.layers) - 1 and spec.reads_first_token_only
+        asking = 1 if last else n_tokens
+        a, f = layer.attention, layer.ffn
+        per_asking = [a.query, a.output, f.up, f.down] + ([f.gate] if f.gate else [])
+        total += sum(linear_macs(linear) for linear in per_asking) * asking
+        total += (linear_macs(a.key) + linear_macs(a.value)) * n_tokens
+        total += 2 * asking * n_tokens * a.heads * a.head_width
+    if isinstance(spec.head, ClassifierHead):
+        total += linear_macs(spec.head.output) + (linear_macs(spec.head.dense) if spec.head.dense else 0)
+    return total
+
+
+def linear_macs(linear: LinearSpec) -> int:
+    """Return the multiply-adds of one linear for one token, which is also its number of weights."""
+    if isinstance(linear.form, LowRankForm):
+        return linear.form.rank * (linear.inputs + linear.outputs)
+    return linear.inputs * linear.outputs
+
+
+def linears_of(spec: RankerSpec) -> Iterator[tuple[str, LinearSpec]]:
+    """Yield name and spec of every linear, in the order of the forward pass."""
+    if spec.embeddings.project:
+        yield "embeddings.project", spec.embeddings.project
+    for index, layer in enumerate(spec.layers):
+        for name in ("query", "key", "value", "output"):
+            yield f"layers.{index}.attention.{name}", getattr(layer.attention, name)
+        for name in ("gate", "up", "down"):
+            linear = getattr(layer.ffn, name)
+            if linear:
+                yield f"layers.{index}.ffn.{name}", linear
+    if isinstance(spec.head, ClassifierHead):
+        if spec.head.dense:
+            yield "head.dense", spec.head.dense
+        yield "head.output", spec.head.output
+
+
+def tables_of(spec: RankerSpec) -> Iterator[tuple[str, TableSpec]]:
+    """Yield name and spec of every lookup table."""
+    for name in ("tokens", "positions", "segments"):
+        table = getattr(spec.embeddings, name)
+        if table:
+            yield f"embeddings.{name}", table
+
+
+def _norms(spec: RankerSpec) -> Iterator[tuple[NormSpec | None, int]]:
+    yield spec.embeddings.norm, spec.embeddings.tokens.width
+    for layer in spec.layers:
+        yield layer.attention_norm, spec.width
+        yield layer.ffn_norm, spec.width
+    yield spec.final_norm, spec.width
+    if isinstance(spec.head, ClassifierHead):
+        yield spec.head.norm, spec.head.output.inputs
+
+
+def _norm_parameters(norm: NormSpec | None, width: int) -> int:
+    return 0 if norm is None else width * (2 if norm.bias else 1)

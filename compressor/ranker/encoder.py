@@ -1,0 +1,113 @@
+"""The canonical encoder: one torch module for every ranker that a spec can describe."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from compressor.ranker.heads import build_head
+from compressor.ranker.layers import Layer, build_norm
+from compressor.ranker.linears import Linear, Table
+from compressor.ranker.spec import EmbeddingsSpec, RankerSpec
+from compressor.ranker.tokens import TokenLayout
+
+
+class Embeddings(nn.Module):
+    """Token, position and segment embeddings of packed tokens, ``[T] -> [T, width]``."""
+
+    def __init__(self, spec: EmbeddingsSpec, dropout: float) -> None:
+        super().__init__()
+        self.spec = spec
+        self.tokens = Table(spec.tokens)
+        self.positions = Table(spec.positions) if spec.positions else None
+        self.segments = Table(spec.segments) if spec.segments else None
+        self.norm = build_norm(spec.norm, spec.tokens.width)
+        self.project = Linear(spec.project) if spec.project else None
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, ids: Tensor, segments: Tensor, positions: Tensor) -> Tensor:
+        values = self.tokens(ids)
+        if self.positions:
+            values = values + self.positions(positions + self.spec.position_offset)
+        if self.segments:
+            values = values + self.segments(segments)
+        values = self.dropout(self.norm(values))
+        return self.project(values) if self.project else values
+
+
+class Encoder(nn.Module):
+    """Scores padded batches of token rows; inside, only real tokens are computed.
+
+    ``gradient_checkpointing`` trades a second forward pass per layer for memory while training.
+    """
+
+    def __init__(self, spec: RankerSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.gradient_checkpointing = False
+        self.embeddings = Embeddings(spec.embeddings, spec.dropout.hidden)
+        self.layers = nn.ModuleList(Layer(layer, spec.width, spec.dropout) for layer in spec.layers)
+        self.final_norm = build_norm(spec.final_norm, spec.width)
+        self.head = build_head(spec.head, spec.dropout.head)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        """Return raw logits ``[B, 1]``, or unit vectors ``[B, width]`` for a bi-encoder.
+
+        Args:
+            input_ids: int64 ``[B, S]``, padded on the right.
+            attention_mask: ``[B, S]``, 1 on real tokens.
+            token_type_ids: int64 ``[B, S]``; zeros where absent.
+        """
+        layout = TokenLayout.of(attention_mask)
+        values = self.embed(layout, input_ids, token_type_ids)
+        for layer in self.layers[:-1]:
+            values = self._run(layer, values, layout)
+        first_only = self.spec.reads_first_token_only
+        values = self._run(self.layers[-1], values, layout, first_only)
+        return self.head(self.pool(values, layout, first_only))
+
+    def hidden_states(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> tuple[list[Tensor], Tensor]:
+        """Return the packed states ``[T, width]`` before the first and after each layer, and the head's result."""
+        layout = TokenLayout.of(attention_mask)
+        states = [self.embed(layout, input_ids, token_type_ids)]
+        for layer in self.layers:
+            states.append(self._run(layer, states[-1], layout))
+        return states, self.head(self.pool(states[-1], layout, first_only=False))
+
+    def embed(self, layout: TokenLayout, input_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
+        """Return the packed embeddings ``[T, width]``."""
+        segments = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+        return self.embeddings(layout.pack(input_ids), layout.pack(segments), layout.positions)
+
+    def pool(self, values: Tensor, layout: TokenLayout, first_only: bool) -> Tensor:
+        """Return what the head reads: ``[B, width]`` from packed states, or from first tokens when ``first_only``."""
+        values = self.final_norm(values)
+        if first_only:
+            return values
+        return values[layout.first] if self.spec.head.pool == "first" else layout.row_means(values)
+
+    def _run(self, layer: nn.Module, values: Tensor, layout: TokenLayout, first_only: bool = False) -> Tensor:
+        if self.gradient_checkpointing and self.training:
+            return checkpoint(layer, values, layout, first_only, use_reentrant=False)
+        return layer(values, layout, first_only)
+
+
+def expected_shapes(spec: RankerSpec) -> dict[str, tuple[int, ...]]:
+    """Return name and shape of every tensor that a ranker of this spec has."""
+    with torch.device("meta"):
+        return {name: tuple(tensor.shape) for name, tensor in Encoder(spec).state_dict().items()}
+
+
+def random_weights(spec: RankerSpec, seed: int, scale: float = 0.02) -> dict[str, Tensor]:
+    """Return weights for a new ranker: normal matrices, unit norms, zero biases."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = {}
+    for name, shape in expected_shapes(spec).items():
+        if len(shape) > 1:
+            weights[name] = torch.randn(shape, generator=generator) * scale
+        else:
+            weights[name] = torch.ones(shape) if "norm." in name and name.endswith("weight") else torch.zeros(shape)
+    return weights

@@ -1,0 +1,75 @@
+"""Norms, feed-forwards and whole encoder layers over packed tokens."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from compressor.ranker.attention import Attention
+from compressor.ranker.linears import Linear
+from compressor.ranker.spec import Activation, DropoutSpec, FeedForwardSpec, LayerSpec, NormSpec
+from compressor.ranker.tokens import TokenLayout
+
+
+def build_norm(spec: NormSpec | None, width: int) -> nn.Module:
+    """Build a norm over the last axis; None gives the identity."""
+    if spec is None:
+        return nn.Identity()
+    if spec.kind == "rms":
+        return nn.RMSNorm(width, eps=spec.epsilon)
+    return nn.LayerNorm(width, eps=spec.epsilon, bias=spec.bias)
+
+
+def activate(values: Tensor, name: Activation) -> Tensor:
+    """Apply a named activation; ``gelu`` is the exact one with the error function."""
+    match name:
+        case "gelu":
+            return F.gelu(values)
+        case "gelu_tanh":
+            return F.gelu(values, approximate="tanh")
+        case "relu":
+            return F.relu(values)
+        case "silu":
+            return F.silu(values)
+        case "tanh":
+            return values.tanh()
+
+
+class FeedForward(nn.Module):
+    """``down(act(up(x)))`` or ``down(act(gate(x)) * up(x))`` over ``[T, width]``."""
+
+    def __init__(self, spec: FeedForwardSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.up = Linear(spec.up)
+        self.gate = Linear(spec.gate) if spec.gate else None
+        self.down = Linear(spec.down)
+
+    def forward(self, values: Tensor) -> Tensor:
+        if self.gate:
+            return self.down(activate(self.gate(values), self.spec.activation) * self.up(values))
+        return self.down(activate(self.up(values), self.spec.activation))
+
+
+class Layer(nn.Module):
+    """Attention and feed-forward, each with its residual, normed before or after."""
+
+    def __init__(self, spec: LayerSpec, width: int, dropout: DropoutSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.attention = Attention(spec.attention, dropout.attention)
+        self.attention_norm = build_norm(spec.attention_norm, width)
+        self.ffn = FeedForward(spec.ffn)
+        self.ffn_norm = build_norm(spec.ffn_norm, width)
+        self.dropout = nn.Dropout(dropout.hidden)
+
+    def forward(self, values: Tensor, layout: TokenLayout, first_only: bool = False) -> Tensor:
+        """Map packed states ``[T, width]`` to ``[T, width]``, or to ``[B, width]`` with ``first_only``."""
+        residual = values[layout.first] if first_only else values
+        if self.spec.norm_placement == "post":
+            mixed = self.attention(values, layout, first_only)
+            values = self.attention_norm(residual + self.dropout(mixed))
+            return self.ffn_norm(values + self.dropout(self.ffn(values)))
+        mixed = self.attention(self.attention_norm(values), layout, first_only)
+        values = residual + self.dropout(mixed)
+        return values + self.dropout(self.ffn(self.ffn_norm(values)))

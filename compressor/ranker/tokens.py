@@ -1,0 +1,60 @@
+"""The packed layout: which real token stands where in the padded batch.
+
+Linear layers, norms and feed-forwards work on ``[T, width]``, the T real tokens of all rows one after another; only
+attention looks at the padded view ``[B, S, ...]``. Gathers lead there and back, so padding cannot change a score.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenLayout:
+    """Where T packed tokens stand in a padded batch of B rows and S columns.
+
+    Attributes:
+        mask: bool ``[B, S]``, true where a real token stands.
+        to_packed: int64 ``[T]``, the padded slot (row * S + column) of each packed token.
+        to_padded: int64 ``[B * S]``, the packed token of each padded slot; 0 for padding, whose value is never read.
+        positions: int64 ``[T]``, each token's position in its row before any token was dropped.
+        first: int64 ``[B]``, the packed index of each row's first token.
+    """
+
+    mask: Tensor
+    to_packed: Tensor
+    to_padded: Tensor
+    positions: Tensor
+    first: Tensor
+
+    @classmethod
+    def of(cls, mask: Tensor) -> TokenLayout:
+        """Lay out a batch from its attention mask ``[B, S]``; rows are padded on the right."""
+        mask = mask.bool()
+        flat = mask.reshape(-1)
+        counts = mask.sum(dim=1)
+        to_packed = flat.nonzero().squeeze(1)
+        return cls(
+            mask=mask,
+            to_packed=to_packed,
+            to_padded=(flat.long().cumsum(0) - 1).clamp(min=0),
+            positions=to_packed % mask.shape[1],
+            first=counts.cumsum(0) - counts,
+        )
+
+    def pad(self, values: Tensor) -> Tensor:
+        """Spread packed values ``[T, ...]`` to the padded view ``[B, S, ...]``; what padding holds is never read."""
+        return values[self.to_padded].unflatten(0, self.mask.shape)
+
+    def pack(self, values: Tensor) -> Tensor:
+        """Gather a padded view ``[B, S, ...]`` back to packed values ``[T, ...]``."""
+        return values.flatten(0, 1)[self.to_packed]
+
+    def row_means(self, values: Tensor) -> Tensor:
+        """Return the mean of each row's tokens, ``[T, width] -> [B, width]``."""
+        rows = torch.div(self.to_packed, self.mask.shape[1], rounding_mode="floor")
+        sums = values.new_zeros(self.mask.shape[0], values.shape[1]).index_add(0, rows, values)
+        return sums / self.mask.sum(dim=1, keepdim=True)
