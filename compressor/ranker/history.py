@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
-from compressor.ranker.spec import Record
+from compressor.records import Record
 
 
 class StageRecord(Record):

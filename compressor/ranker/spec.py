@@ -6,21 +6,13 @@ Layers need not be alike: each has its own heads, widths, norms, linear forms an
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from compressor.records import Record
 
 Share = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Record(BaseModel):
-    """A frozen JSON record that refuses unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    def changed(self, **changes: Any) -> Self:
-        """Return a copy with some fields replaced, checked like a new record (`model_copy` would not check)."""
-        return type(self).model_validate({**dict(self), **changes})
 
 
 class DenseForm(Record):

@@ -1,0 +1,137 @@
+"""From pydantic's findings to faults that a recipe's author can act on: path, found, allowed, did you mean."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from compressor.errors import Fault, suggest
+
+Path_ = tuple[str | int, ...]
+
+
+def faults_of(
+    error: ValidationError, value: Any, model: type[BaseModel], source: str | Path, prefix: Path_ = ()
+) -> list[Fault]:
+    """Return one fault per place in the user's value, in the order in which they stand.
+
+    Args:
+        error: what pydantic found.
+        value: the value that it looked at, as read from the file.
+        model: the record that it was checked against.
+        source: the file.
+        prefix: where ``value`` stands in the file.
+    """
+    places: dict[Path_, list[Mapping[str, Any]]] = {}
+    for finding in error.errors():
+        places.setdefault(_path_in(value, finding), []).append(finding)
+    return [_fault(place, findings, value, model, source, prefix) for place, findings in places.items()]
+
+
+def dotted(path: Path_) -> str:
+    """Write a path as ``passes.0.drop_layers.keep``."""
+    return ".".join(str(part) for part in path)
+
+
+def shown(value: Any, limit: int = 60) -> str:
+    """Show a found value briefly."""
+    text = "nothing" if value is None else repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def unknown_key(key: str, allowed: Iterable[str], source: str | Path, where: str) -> Fault:
+    """Return the fault of a key that nobody knows."""
+    names = sorted(allowed)
+    return Fault(
+        source=source,
+        where=where,
+        found=f"the unknown key '{key}'",
+        allowed=", ".join(names) or "no keys",
+        fix=suggest(key, names),
+    )
+
+
+def _path_in(value: Any, finding: Mapping[str, Any]) -> Path_:
+    """Keep of pydantic's location what stands in the value; it also names the branches of unions that it tried."""
+    path: list[str | int] = []
+    last = len(finding["loc"]) - 1
+    for index, part in enumerate(finding["loc"]):
+        if isinstance(value, Mapping) and part in value:
+            value = value[part]
+        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
+            value = value[part]
+        elif not (index == last and finding["type"] == "missing"):
+            continue
+        path.append(part)
+    return tuple(path)
+
+
+def _fault(
+    place: Path_,
+    findings: list[Mapping[str, Any]],
+    value: Any,
+    model: type[BaseModel],
+    source: str | Path,
+    prefix: Path_,
+) -> Fault:
+    where = dotted(prefix + place)
+    kinds = {finding["type"] for finding in findings}
+    if kinds == {"extra_forbidden"}:
+        allowed = set().union(*(record.model_fields for record in _records_at(model, place[:-1])))
+        return unknown_key(str(place[-1]), allowed - set(_at(value, place[:-1])), source, where)
+    if kinds == {"missing"}:
+        return Fault(source=source, where=where, found="nothing", allowed="a value: this key is required")
+    found = _at(value, place)
+    allowed = " or ".join(dict.fromkeys(_allowed(finding) for finding in findings if finding["type"] != "missing"))
+    words = [word for finding in findings for word in _literals(finding)]
+    fix = suggest(found, words) if isinstance(found, str) else ""
+    return Fault(source=source, where=where, found=shown(found), allowed=allowed, fix=fix)
+
+
+def _allowed(finding: Mapping[str, Any]) -> str:
+    if finding["type"] == "literal_error":
+        return str(finding["ctx"]["expected"])
+    message = str(finding["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
+    return message.removeprefix("a valid ")
+
+
+def _literals(finding: Mapping[str, Any]) -> list[str]:
+    if finding["type"] != "literal_error":
+        return []
+    return [word.strip().strip("'") for word in str(finding["ctx"]["expected"]).replace(" or ", ", ").split(",")]
+
+
+def _at(value: Any, path: Path_) -> Any:
+    for part in path:
+        value = value[part]
+    return value
+
+
+def _records_at(model: Any, path: Path_) -> list[type[BaseModel]]:
+    """Return the records that may stand at a path below a record, looking into unions, tuples and mappings."""
+    found = _unwrapped(model)
+    for part in path:
+        below: list[Any] = []
+        for candidate in found:
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+                if part in candidate.model_fields:
+                    below += _unwrapped(candidate.model_fields[str(part)].annotation)
+            else:
+                arguments = typing.get_args(candidate)
+                below += _unwrapped(arguments[-1] if isinstance(part, str) and arguments else (arguments or (None,))[0])
+        found = below
+    return [record for record in found if isinstance(record, type) and issubclass(record, BaseModel)]
+
+
+def _unwrapped(annotation: Any) -> list[Any]:
+    origin = typing.get_origin(annotation)
+    if origin is typing.Annotated:
+        return _unwrapped(typing.get_args(annotation)[0])
+    if origin in (typing.Union, types.UnionType):
+        return [one for part in typing.get_args(annotation) for one in _unwrapped(part)]
+    return [annotation]
