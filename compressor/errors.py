@@ -60,5 +60,7 @@ class RunError(RankpressError):
 
 def suggest(found: str, allowed: Iterable[str]) -> str:
     """Return ``did you mean 'x'?`` for the nearest allowed word, or an empty string."""
-    near = difflib.get_close_matches(found, list(allowed), n=1, cutoff=0.6)
+    words = list(allowed)
+    longer = [word for word in words if len(found) > 2 and word.startswith(found)]
+    near = difflib.get_close_matches(found, words, n=1, cutoff=0.6) or longer
     return f"did you mean '{near[0]}'?" if near else ""

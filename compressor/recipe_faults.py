@@ -30,7 +30,12 @@ def faults_of(
     places: dict[Path_, list[Mapping[str, Any]]] = {}
     for finding in error.errors():
         places.setdefault(_path_in(value, finding), []).append(finding)
-    return [_fault(place, findings, value, model, source, prefix) for place, findings in places.items()]
+    return [
+        _fault(place, findings, value, model, source, prefix)
+        for place, findings in places.items()
+        # A branch of a union that fits so far as to fault something inside was the one that was meant.
+        if not any(place == deeper[: len(place)] and len(deeper) > len(place) for deeper in places)
+    ]
 
 
 def dotted(path: Path_) -> str:

@@ -1,0 +1,175 @@
+"""The command `rankpress`: parse, call, print, exit code."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from compressor import __version__
+from compressor.errors import EXIT_BAD_INPUT, EXIT_RUN_FAILED, RankpressError
+
+app = typer.Typer(
+    name="rankpress",
+    help="Compress transformer rankers, measure them against honest baselines, and gate on ranking quality.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="An exported folder, ours or foreign.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe's value: bench.candidates=50. Repeatable."),
+]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="CPU threads; default: what this process may use (affinity and quota).")
+]
+
+
+@app.command()
+def compress(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, see recipes/.")],
+    out: Annotated[Path | None, typer.Option(help="Output folder; default: runs/<recipe name>.")] = None,
+    set_: Set = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Show what would be done, and stop.")] = False,
+) -> None:
+    """Compress a teacher: run the recipe's passes, export, measure against the baselines, gate.
+
+    A run that was killed continues from its last finished stage. Exit codes: 0 pass, 1 gate failed, 2 undecided,
+    3 bad input, 4 the run itself failed.
+    """
+    from compressor import compress as compressing
+
+    prepared = compressing.prepare(recipe, out, set_ or [])
+    compressing.show_plan(prepared)
+    if not plan:
+        raise typer.Exit(compressing.run(prepared))
+
+
+@app.command()
+def validate(
+    recipes: Annotated[list[Path], typer.Argument(metavar="RECIPE...", help="Recipes to check.")],
+    set_: Set = None,
+) -> None:
+    """Check recipes: keys, values, order of passes, data. All faults at once; no weights are loaded."""
+    from compressor import compress as compressing
+
+    compressing.validate(recipes, set_ or [])
+
+
+@app.command()
+def bench(
+    folders: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="Exported folders, ours or foreign.")],
+    data: Annotated[list[str], typer.Option(help="COLLECTION/SPLIT to measure on. Repeatable.")],
+    threads: Annotated[str, typer.Option(help="Thread counts, each measured on its own: 1,2.")] = "",
+    candidates: Annotated[int, typer.Option(min=1, help="Documents per query.")] = 100,
+    measures: Annotated[str, typer.Option(help="Names of ir-measures, comma-separated.")] = "nDCG@10,RR@10",
+    queries: Annotated[int, typer.Option(min=1, help="Queries that are timed.")] = 20,
+    rounds: Annotated[int, typer.Option(min=1, help="How often every folder ranks every timed query.")] = 5,
+    teacher: Annotated[
+        str | None, typer.Option(help="The teacher: packaged, a checkpoint, an ONNX file. Adds both baselines.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for report.json and report.html.")] = Path("runs/bench"),
+) -> None:
+    """Measure folders side by side: latency in interleaved rounds, quality with bounds, size, invariance.
+
+    Losses refer to the teacher, or to the first folder where none is named.
+    """
+    from compressor import compress as compressing
+
+    compressing.run_bench_command(
+        folders, data, teacher=teacher, out=out, threads=threads, candidates=candidates, measures=measures,
+        n_queries=queries, rounds=rounds,
+    )  # fmt: skip
+
+
+@app.command()
+def gate(
+    report: Annotated[Path, typer.Argument(metavar="REPORT", help="A report.json.")],
+    max_loss: Annotated[list[str] | None, typer.Option(metavar="MEASURE=LOSS", help="nDCG@10=1% or 0.005")] = None,
+    min_speedup: Annotated[
+        list[str] | None, typer.Option(metavar="BASELINE=RATIO", help="stock_onnx_fp32=3")
+    ] = None,
+    min_agreement: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="kendall_tau=0.95 or overlap@10=0.9")
+    ] = None,
+    max_size_mb: Annotated[float | None, typer.Option(help="Largest file, in 10⁶ bytes.")] = None,
+    max_score_rmse: Annotated[float | None, typer.Option(help="Largest centered score difference.")] = None,
+    row: Annotated[str | None, typer.Option(help="The row to judge; default: every ranker in the report.")] = None,
+) -> None:
+    """Judge a report against limits. Exit codes: 0 pass, 1 failed, 2 undecided, 3 bad input."""
+    from compressor import compress as compressing
+
+    raise typer.Exit(
+        compressing.run_gate_command(
+            report, max_loss=max_loss or [], min_speedup=min_speedup or [], min_agreement=min_agreement or [],
+            max_size_mb=max_size_mb, max_score_rmse=max_score_rmse, row=row,
+        )
+    )  # fmt: skip
+
+
+@app.command()
+def rank(
+    folder: Folder,
+    requests: Annotated[Path | None, typer.Argument(metavar="INPUT", help="JSONL or TSV; default: standard input.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Output file; default: standard output.")] = None,
+    format_: Annotated[str, typer.Option("--format", help="trec or jsonl")] = "trec",
+    top_k: Annotated[int | None, typer.Option(min=1, help="Documents per query to keep.")] = None,
+    threads: Threads = None,
+    file: Annotated[str | None, typer.Option(help="ONNX file inside the folder, if not the main one.")] = None,
+    tag: Annotated[str, typer.Option(help="Name of the run in TREC output.")] = "rankpress",
+) -> None:
+    """Rank documents for queries with an exported folder; no torch needed."""
+    from compressor.runtime.run_io import rank_file
+
+    rank_file(folder, requests, output, format=format_, top_k=top_k, threads=threads, tag=tag, file=file)
+
+
+@app.command()
+def passes() -> None:
+    """List the passes that a recipe may use, with their settings."""
+    from compressor import compress as compressing
+
+    compressing.show_passes()
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"rankpress {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+) -> None:
+    pass
+
+
+# Typer exits with 2 on a mistyped flag, which here would say "undecided"; all bad input is 3.
+_UsageError: Any = typer.BadParameter.__base__
+
+
+def main() -> NoReturn:
+    """Run the command and leave with its exit code."""
+    try:
+        sys.exit(app(standalone_mode=False) or 0)
+    except _UsageError as error:
+        print(f"error: command line: {error.format_message()}", file=sys.stderr)
+        sys.exit(EXIT_BAD_INPUT)
+    except RankpressError as error:
+        print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
+        sys.exit(error.exit_code)
+    except typer.Abort:
+        sys.exit(EXIT_RUN_FAILED)
+    except KeyboardInterrupt:
+        print("interrupted; a compress run continues where it stopped when started again", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

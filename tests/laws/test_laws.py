@@ -1,0 +1,161 @@
+"""The laws that every pass keeps, parametrized over one table."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from tests.laws.cases import CASES, FORBIDDEN
+
+import compressor.passes  # noqa: F401  # fills the registry
+from compressor.errors import InputError
+from compressor.passes import NeedError, PlanFault, Supply
+from compressor.ranker.store import load_ranker, save_ranker
+from compressor.recipe import parse_recipe
+from compressor.registry import registered
+
+VERBS = sorted(CASES)
+
+
+def make(verb, settings):
+    return registered()[verb].model_validate(settings)
+
+
+def supply_for(step, data, seed=12):
+    return Supply(granted=step.needs(), load=lambda need: data, seed=seed)
+
+
+def apply(verb, settings, ranker, data):
+    step = make(verb, settings)
+    return step.apply(ranker, supply_for(step, data))
+
+
+def test_every_pass_has_a_row():
+    assert set(registered()) == set(CASES)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("which", ["neutral", "active"])
+def test_law_1_settings_survive_yaml(verb, which):
+    step = make(verb, getattr(CASES[verb], which))
+    recipe = parse_recipe({"teacher": "packaged", "passes": [{verb: getattr(CASES[verb], which)}]}, registered(), "r")
+    again = parse_recipe(yaml.safe_load(recipe.dump_yaml()), registered(), "r")
+    assert recipe.passes == (step,)
+    assert again == recipe
+    assert again.passes == recipe.passes
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_law_1_unknown_keys_are_refused_with_a_suggestion(verb):
+    with pytest.raises(InputError, match="did you mean"):
+        parse_recipe({"teacher": "packaged", "passes": [{verb: CASES[verb].mistyped}]}, registered(), "r")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_law_2_the_neutral_setting_changes_no_score(verb, tiny_ranker, tiny_pairs, tiny_data):
+    result = apply(verb, CASES[verb].neutral, tiny_ranker, tiny_data)
+    np.testing.assert_array_equal(result.score(tiny_pairs), tiny_ranker.score(tiny_pairs))
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_law_2_the_active_setting_changes_scores(verb, tiny_ranker, tiny_pairs, tiny_data):
+    result = apply(verb, CASES[verb].active, tiny_ranker, tiny_data)
+    assert np.abs(result.score(tiny_pairs) - tiny_ranker.score(tiny_pairs)).max() > 1e-6
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_law_3_save_and_load_give_equal_scores(verb, tiny_ranker, tiny_pairs, tiny_data, tmp_path):
+    result = apply(verb, CASES[verb].active, tiny_ranker, tiny_data)
+    save_ranker(result, tmp_path / "stage")
+    loaded = load_ranker(tmp_path / "stage")
+    assert loaded.fingerprint == result.fingerprint
+    np.testing.assert_array_equal(loaded.score(tiny_pairs), result.score(tiny_pairs))
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_law_4_batch_mates_do_not_change_a_score(verb, tiny_ranker, tiny_pairs, tiny_data):
+    result = apply(verb, CASES[verb].active, tiny_ranker, tiny_data)
+    alone = np.concatenate([result.score([pair]) for pair in tiny_pairs])
+    together = result.score(tiny_pairs, batch_tokens=100_000)
+    np.testing.assert_allclose(alone, together, atol=CASES[verb].batch_atol[0], rtol=0)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_law_5_promises_hold_and_can_be_broken(verb, tiny_ranker, tiny_data):
+    step = make(verb, CASES[verb].active)
+    result = step.apply(tiny_ranker, supply_for(step, tiny_data))
+    promises = step.promises(result)
+    assert promises
+    assert [promise.check(result) for promise in promises] == [None] * len(promises)
+    assert any(promise.check(tiny_ranker) for promise in promises), "a promise that the teacher keeps says nothing"
+
+
+@pytest.mark.parametrize(("first", "second"), list(itertools.product(VERBS, VERBS)))
+def test_law_5_promises_survive_every_later_pass(first, second, tiny_ranker, tiny_data):
+    earlier = make(first, CASES[first].active)
+    later = make(second, CASES[second].active if first != second else CASES[second].neutral)
+    result = earlier.apply(tiny_ranker, supply_for(earlier, tiny_data))
+    if (first, second) in FORBIDDEN:
+        with pytest.raises(PlanFault) as refused:
+            later.plan(result.spec)
+        assert FORBIDDEN[first, second] in refused.value.fix
+        return
+    if first == second:
+        later = make(second, {"keep": [0]})  # what is left of two layers
+    final = later.apply(result, supply_for(later, tiny_data))
+    assert [promise.check(final) for promise in earlier.promises(result)] == [None] * len(earlier.promises(result))
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_law_6_the_teacher_is_untouched_and_the_result_repeatable(verb, tiny_ranker, tiny_data):
+    before, state = tiny_ranker.changed().fingerprint, torch.get_rng_state()
+    first = apply(verb, CASES[verb].active, tiny_ranker, tiny_data)
+    second = apply(verb, CASES[verb].active, tiny_ranker, tiny_data)
+    assert tiny_ranker.changed().fingerprint == before
+    assert first.fingerprint == second.fingerprint
+    assert torch.equal(torch.get_rng_state(), state), "the pass disturbed the global random state"
+    assert not tiny_ranker.module.training
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_law_7_masked_equals_cut(verb, tiny_ranker, tiny_pairs, tiny_data):
+    case = CASES[verb]
+    if case.masked is None:
+        assert case.no_mask
+        return
+    cut = apply(verb, case.active, tiny_ranker, tiny_data)
+    np.testing.assert_allclose(cut.score(tiny_pairs), case.masked(tiny_ranker, tiny_pairs), atol=1e-4, rtol=0)
+    assert sum(t.numel() for t in cut.weights.values()) < sum(t.numel() for t in tiny_ranker.weights.values())
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("dialect", ["ort", "portable"])
+def test_law_8_onnx_agrees_with_torch(verb, dialect, tiny_ranker, tiny_pairs, tiny_data):
+    import onnxruntime as ort
+
+    from compressor.export.graph import write_graph
+    from compressor.runtime.batching import padded
+
+    result = apply(verb, CASES[verb].active, tiny_ranker, tiny_data)
+    model = write_graph(result.spec, result.weights, dialect=dialect)
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    encoded = result.tokenizer.encode_pairs(tiny_pairs)
+    scores = session.run(["logits"], padded(encoded, np.arange(len(tiny_pairs)), result.spec.pad_id))[0][:, 0]
+    expected = result.score(tiny_pairs, batch_tokens=1_000_000)
+    atol, _ = CASES[verb].export_atol
+    np.testing.assert_allclose(scores, expected, atol=atol, rtol=0)
+    order, wanted = np.argsort(-scores, kind="stable"), np.argsort(-expected, kind="stable")
+    swapped = order != wanted
+    assert (np.abs(expected[order] - expected[wanted])[swapped] <= 2 * atol).all(), "order differs beyond near ties"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_law_9_an_undeclared_need_raises(verb, tiny_ranker, tiny_data):
+    step = make(verb, CASES[verb].active)
+    supply = supply_for(step, tiny_data)
+    for need in {"train", "calibration", "dev"} - step.needs():
+        with pytest.raises(NeedError, match=f"asked for {need} data"):
+            supply.data(need)

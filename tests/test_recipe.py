@@ -1,0 +1,163 @@
+"""Recipes: reading, defaults written back, overrides, and every fault with its message."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+import compressor.passes  # noqa: F401  # fills the registry
+from compressor.errors import InputError
+from compressor.recipe import load_recipe, parse_recipe
+from compressor.registry import registered
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+
+GOOD = """
+teacher: packaged
+data:
+  calibration: api-docs/train
+  test: api-docs/test
+passes:
+  - drop_layers: {keep: every_other}
+  - quantize
+gate: {max_loss: {nDCG@10: 1%}, min_speedup: {stock_onnx_fp32: 3}}
+"""
+
+
+def load(tmp_path, text, overrides=()):
+    path = tmp_path / "r.yaml"
+    path.write_text(text)
+    return load_recipe(path, registered(), overrides)
+
+
+def faults(tmp_path, text, overrides=()):
+    with pytest.raises(InputError) as caught:
+        load(tmp_path, text, overrides)
+    return [str(fault).replace(str(tmp_path) + "/", "") for fault in caught.value.faults]
+
+
+def test_defaults_are_written_back(tmp_path):
+    recipe = load(tmp_path, GOOD)
+    written = yaml.safe_load(recipe.dump_yaml())
+    assert written["passes"][1] == {"quantize": {"scheme": "int8_dynamic", "embeddings": True, "reduce_range": False}}
+    assert written["bench"]["candidates"] == 100
+    assert written["seed"] == 12
+    assert parse_recipe(written, registered(), "again") == recipe
+
+
+def test_order_is_kept(tmp_path):
+    recipe = load(tmp_path, "teacher: packaged\npasses: [quantize, {drop_layers: {keep: [0]}}]")
+    assert [type(step).verb for step in recipe.passes] == ["quantize", "drop_layers"]
+
+
+def test_empty_passes_are_legal(tmp_path):
+    assert load(tmp_path, "teacher: packaged\npasses:").passes == ()
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_recipes_load_and_say_what_they_are_for(path):
+    load_recipe(path, registered())
+    header = path.read_text().split("\nteacher:")[0]
+    assert header.startswith("#")
+    for word in ("Goal", "Expected", "Command", "Time"):
+        assert word in header, f"{path.name}: the header comment does not give its {word.lower()}"
+
+
+def test_there_are_recipes():
+    assert list(RECIPES.rglob("*.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("override", "reads", "value"),
+    [
+        ("bench.candidates=50", lambda recipe: recipe.bench.candidates, 50),
+        ("passes.0.drop_layers.keep=[0, 1]", lambda recipe: recipe.passes[0].keep, (0, 1)),
+        ("teacher=some/folder", lambda recipe: recipe.teacher, "some/folder"),
+        ("gate.max_size_mb=40", lambda recipe: recipe.gate.max_size_mb, 40),
+        ("passes=[]", lambda recipe: recipe.passes, ()),
+    ],
+)
+def test_overrides(tmp_path, override, reads, value):
+    assert reads(load(tmp_path, GOOD, [override])) == value
+
+
+FAULTY = [
+    ("", ["r.yaml: found nothing; allowed: a mapping with teacher, data, passes, ..."]),
+    ("- a\n- b", ["r.yaml: found ['a', 'b']; allowed: a mapping with teacher, data, passes, ..."]),
+    ("teacher: [unclosed", ["r.yaml: line 1: found broken YAML: expected ',' or ']', but got '<stream end>'"]),
+    ("teacher: a\nteacher: b", ["r.yaml: line 2: found broken YAML: the key 'teacher' stands twice"]),
+    ("teacher: !!python/object:os.system x", ["r.yaml: line 1: found broken YAML: could not determine a constructor "
+      "for the tag 'tag:yaml.org,2002:python/object:os.system'"]),
+    ("passes: []", ["r.yaml: teacher: found nothing; allowed: a value: this key is required"]),
+    ("teacher: 3", ["r.yaml: teacher: found 3; allowed: string"]),
+    ("teacher: packaged\nseed: -1", ["r.yaml: seed: found -1; allowed: greater than or equal to 0"]),
+    ("teacher: packaged\npases: []", ["r.yaml: pases: found the unknown key 'pases'; allowed: bench, data, export, "
+      "gate, passes, seed; did you mean 'passes'?"]),
+    ("teacher: packaged\npasses: quantize", ["r.yaml: passes: found 'quantize'; allowed: a list of passes"]),
+    ("teacher: packaged\npasses: [quantise]", ["r.yaml: passes.0: found the unknown pass 'quantise'; allowed: "
+      "drop_layers, quantize; did you mean 'quantize'?"]),
+    ("teacher: packaged\npasses: [{quantize: {}, drop_layers: {}}]", ["r.yaml: passes.0: found {'quantize': {}, "
+      "'drop_layers': {}}; allowed: one verb with its settings, such as '- quantize: {scheme: int8_dynamic}'"]),
+    ("teacher: packaged\npasses: [{quantize: fast}]", ["r.yaml: passes.0.quantize: found 'fast'; allowed: a mapping of "
+      "settings: scheme, embeddings, reduce_range"]),
+    ("teacher: packaged\npasses: [{quantize: {scheme: int8_dinamic}}]", ["r.yaml: passes.0.quantize.scheme: found "
+      "'int8_dinamic'; allowed: 'int8_dynamic' or 'none'; did you mean 'int8_dynamic'?"]),
+    ("teacher: packaged\npasses: [{quantize: {embedings: true}}]", ["r.yaml: passes.0.quantize.embedings: found the "
+      "unknown key 'embedings'; allowed: embeddings, reduce_range, scheme; did you mean 'embeddings'?"]),
+    ("teacher: packaged\npasses: [drop_layers]", ["r.yaml: passes.0.drop_layers.keep: found nothing; allowed: a value: "
+      "this key is required"]),
+    ("teacher: packaged\npasses: [{drop_layers: {keep: {layers: 6, pairs: 3}}}]", ["r.yaml: "
+      "passes.0.drop_layers.keep.pairs: found the unknown key 'pairs'; allowed: n_pairs; did you mean 'n_pairs'?"]),
+    ("teacher: packaged\nbench: {candidates: 0}", ["r.yaml: bench.candidates: found 0; allowed: greater than 0"]),
+    ("teacher: packaged\nbench: {candidates: ten}", ["r.yaml: bench.candidates: found 'ten'; allowed: integer, unable "
+      "to parse string as an integer"]),
+    ("teacher: packaged\nexport: {int8: true}", ["r.yaml: export.int8: found the unknown key 'int8'; allowed: "
+      "int8_companion, portable; did you mean 'int8_companion'?"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "expected"), FAULTY, ids=range(len(FAULTY)))
+def test_each_fault_has_its_message(tmp_path, text, expected):
+    assert faults(tmp_path, text) == expected
+
+
+def test_a_wrong_union_names_all_that_is_allowed(tmp_path):
+    (fault,) = faults(tmp_path, "teacher: packaged\npasses: [{drop_layers: {keep: every_othr}}]")
+    assert fault.startswith("r.yaml: passes.0.drop_layers.keep: found 'every_othr'; allowed: ")
+    assert "tuple" in fault
+    assert "'every_other'" in fault
+    assert fault.endswith("did you mean 'every_other'?")
+
+
+def test_all_faults_come_at_once(tmp_path):
+    text = "teacher: 3\npases: []\nseed: x\npasses: [nothing, {quantize: {scheme: int9}}, {drop_layers: {kep: 1}}]"
+    found = faults(tmp_path, text)
+    places = [fault.split(": found")[0].removeprefix("r.yaml: ") for fault in found]
+    assert places == [
+        "teacher", "seed", "pases", "passes.0", "passes.1.quantize.scheme", "passes.2.drop_layers.keep",
+        "passes.2.drop_layers.kep",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed", "command line: --set: found 'seed'; allowed: key.to.value=yaml"),
+        ("=3", "command line: --set: found '=3'; allowed: key.to.value=yaml"),
+        ("passes.7.quantize=1", "command line: --set: passes.7: found '7'; allowed: 0 to 1"),
+        ("passes.first=1", "command line: --set: passes.first: found 'first'; allowed: 0 to 1"),
+        ("teacher.name=x", "command line: --set: teacher.name: found 'packaged'; allowed: a path to a mapping or list"),
+        ("seed=[1", "command line: --set: line 1: found broken YAML: expected ',' or ']', but got '<stream end>'"),
+    ],
+)
+def test_faulty_overrides(tmp_path, override, message):
+    assert faults(tmp_path, GOOD, [override]) == [message]
+
+
+def test_a_missing_file_and_a_folder(tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        load_recipe(tmp_path / "absent.yaml", registered())
+    with pytest.raises(InputError, match="not a text file"):
+        load_recipe(tmp_path, registered())
