@@ -1,0 +1,78 @@
+"""The whole ranker as an ONNX graph, written from spec and weights; mirrors `ranker/encoder.py`."""
+
+from __future__ import annotations
+
+import onnx
+from onnx import TensorProto, helper
+
+from compressor.export.graph import Dialect, Graph
+from compressor.export.heads import head
+from compressor.export.layers import layer, norm
+from compressor.export.layout import Layout, build_layout, row_means
+from compressor.export.linears import Weights, add_bias, linear, table
+from compressor.ranker.spec import EmbeddingsSpec, RankerSpec
+
+
+def write_graph(spec: RankerSpec, weights: Weights, dialect: Dialect = "ort") -> onnx.ModelProto:
+    """Write a ranker as an ONNX model.
+
+    Args:
+        spec: the shape.
+        weights: one tensor per name of the spec, fp32 on the CPU.
+        dialect: ``ort`` for ONNX Runtime's fused ops, ``portable`` for standard ops alone.
+
+    Returns:
+        A model with inputs ``input_ids``, ``attention_mask`` and, where the spec has segments, ``token_type_ids``
+        (int64 ``[batch, sequence]``), and the output ``logits`` float32 ``[batch, 1]`` or ``embedding`` ``[batch, width]``.
+    """
+    weights = {name: tensor.detach() for name, tensor in weights.items()}
+    graph = Graph(dialect, max_length=spec.max_length)
+    layout = build_layout(graph, "attention_mask")
+    values = embeddings(graph, spec.embeddings, weights, layout)
+    last = len(spec.layers) - 1
+    for index, layer_spec in enumerate(spec.layers):
+        first_only = index == last and spec.reads_first_token_only
+        values = layer(graph, index, layer_spec, weights, values, layout, first_only)
+    values = norm(graph, "final_norm", "final_norm", spec.final_norm, weights, values)
+    pooled = values if spec.reads_first_token_only else row_means(graph, layout, values, "pooled")
+    head(graph, spec.head, weights, pooled)
+    return _model(graph, spec)
+
+
+def embeddings(graph: Graph, spec: EmbeddingsSpec, weights: Weights, layout: Layout) -> str:
+    """Write the embeddings of packed tokens, ``[T, width]``."""
+    ids = _packed_ids(graph, layout, "input_ids")
+    values = table(graph, "embeddings.tokens", "embeddings.tokens", spec.tokens, weights, ids)
+    if spec.positions:
+        found = table(
+            graph, "embeddings.positions", "embeddings.positions", spec.positions, weights, layout.positions,
+            first_row=spec.position_offset,
+        )  # fmt: skip
+        values = graph.node("Add", [values, found], "embeddings.placed")
+    if spec.segments:
+        ids = _packed_ids(graph, layout, "token_type_ids")
+        found = table(graph, "embeddings.segments", "embeddings.segments", spec.segments, weights, ids)
+        values = graph.node("Add", [values, found], "embeddings.segmented")
+    values = norm(graph, "embeddings.norm", "embeddings.norm", spec.norm, weights, values)
+    if spec.project:
+        product = linear(graph, "embeddings.project", "embeddings.project", spec.project, weights, values)
+        values = add_bias(graph, "embeddings.projected", product)
+    return values
+
+
+def input_names(spec: RankerSpec) -> list[str]:
+    """Return the names of the graph's inputs."""
+    return ["input_ids", "attention_mask"] + (["token_type_ids"] if spec.embeddings.segments else [])
+
+
+def _packed_ids(graph: Graph, layout: Layout, name: str) -> str:
+    flat = graph.reshape(name, f"layout.{name}.flat", -1)
+    return graph.node("Gather", [flat, layout.to_packed], f"layout.{name}")
+
+
+def _model(graph: Graph, spec: RankerSpec) -> onnx.ModelProto:
+    shape = ["batch", "sequence"]
+    inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, shape) for name in input_names(spec)]
+    width = 1 if spec.output_name == "logits" else spec.width
+    output = helper.make_tensor_value_info(spec.output_name, TensorProto.FLOAT, ["batch", width])
+    return graph.model(inputs, [output], "ranker")

@@ -1,0 +1,98 @@
+"""An ONNX graph under construction: nodes with stable names, and every weight stored once.
+
+Two dialects of the same graph. *ort* uses ONNX Runtime's fused `com.microsoft` ops; *portable* uses standard ops of
+one opset alone, for OpenVINO, TensorRT and other runtimes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+Dialect = Literal["ort", "portable"]
+
+# ONNX Runtime 1.18 must load the file: it knows opset 21 and IR 10; opset 17 is the first with LayerNormalization.
+OPSET, IR_VERSION = 17, 8
+FUSED = "com.microsoft"
+
+
+class Graph:
+    """Collects nodes and weights; values are named after the node that makes them.
+
+    Attributes:
+        fused: whether ONNX Runtime's own ops may be used.
+        max_length: longest row in tokens, the size of tables over positions.
+    """
+
+    def __init__(self, dialect: Dialect, max_length: int) -> None:
+        self.fused = dialect == "ort"
+        self.max_length = max_length
+        self._nodes: list[onnx.NodeProto] = []
+        self._weights: dict[str, TensorProto] = {}
+        self._stored: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+        self._values: set[str] = set()
+
+    def node(self, op: str, inputs: Sequence[str], name: str, *, domain: str = "", **attributes: Any) -> str:
+        """Add a node with one result; returns the result's name, which is the node's."""
+        return self.nodes(op, inputs, [name], name=name, domain=domain, **attributes)[0]
+
+    def nodes(
+        self, op: str, inputs: Sequence[str], outputs: Sequence[str], *, name: str, domain: str = "", **attributes: Any
+    ) -> list[str]:
+        """Add a node with several results, named by the caller; returns their names."""
+        for output in outputs:
+            if output in self._values:
+                raise ValueError(f"the graph has two values named {output!r}")
+            self._values.add(output)
+        self._nodes.append(helper.make_node(op, list(inputs), list(outputs), name=name, domain=domain, **attributes))
+        return list(outputs)
+
+    def weight(self, name: str, values: np.ndarray) -> str:
+        """Store a tensor and return its name; a tensor with the same content is stored once, under its first name."""
+        values = np.ascontiguousarray(values)
+        key = (values.dtype.str, values.shape, hashlib.blake2b(values.data, digest_size=16).digest())
+        if key not in self._stored:
+            if name in self._weights:
+                raise ValueError(f"the graph has two weights named {name!r}")
+            kind = helper.np_dtype_to_tensor_dtype(values.dtype)
+            proto = TensorProto(name=name, data_type=kind, dims=values.shape, raw_data=values.tobytes())
+            self._weights[name] = proto
+            self._stored[key] = name
+        return self._stored[key]
+
+    def ints(self, *values: int) -> str:
+        """Return a constant int64 ``[n]``."""
+        return self.weight("ints." + "_".join(map(str, values)), np.array(values, dtype=np.int64))
+
+    def int_scalar(self, value: int) -> str:
+        """Return a constant int64 scalar."""
+        return self.weight(f"int.{value}", np.array(value, dtype=np.int64))
+
+    def float_scalar(self, value: float) -> str:
+        """Return a constant float32 scalar."""
+        return self.weight(f"float.{value!r}", np.array(value, dtype=np.float32))
+
+    def reshape(self, value: str, name: str, *shape: int) -> str:
+        """Reshape to constant dimensions; 0 keeps the input's, -1 is what is left."""
+        return self.node("Reshape", [value, self.ints(*shape)], name)
+
+    def split(self, value: str, name: str, parts: dict[str, int]) -> list[str]:
+        """Split the last axis into named parts of given widths."""
+        outputs = [f"{name}.{part}" for part in parts]
+        return self.nodes("Split", [value, self.ints(*parts.values())], outputs, name=name, axis=-1)
+
+    def model(
+        self, inputs: Sequence[onnx.ValueInfoProto], outputs: Sequence[onnx.ValueInfoProto], name: str
+    ) -> onnx.ModelProto:
+        """Return the finished model."""
+        graph = helper.make_graph(self._nodes, name, inputs, outputs)
+        graph.initializer.extend(self._weights.values())
+        opsets = [helper.make_opsetid("", OPSET)]
+        if self.fused:
+            opsets.append(helper.make_opsetid(FUSED, 1))
+        return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="rankpress")

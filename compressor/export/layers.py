@@ -1,0 +1,119 @@
+"""Norms, activations, feed-forwards and whole layers over packed tokens; mirrors `ranker/layers.py`."""
+
+from __future__ import annotations
+
+import math
+
+from compressor.export.attention import attention
+from compressor.export.graph import FUSED, Graph
+from compressor.export.layout import Layout, first_tokens
+from compressor.export.linears import Product, Weights, add_bias, fused_linears, linear
+from compressor.ranker.spec import Activation, FeedForwardSpec, LayerSpec, NormSpec
+
+
+def norm(graph: Graph, name: str, key: str, spec: NormSpec | None, weights: Weights, values: str) -> str:
+    """Norm the last axis; None is the identity."""
+    if spec is None:
+        return values
+    gain = graph.weight(f"{name}.weight", weights[f"{key}.weight"].numpy())
+    if spec.kind == "layer":
+        inputs = [values, gain, *_norm_bias(graph, name, key, spec, weights)]
+        return graph.node("LayerNormalization", inputs, name, axis=-1, epsilon=spec.epsilon)
+    if graph.fused:  # ONNX Runtime keeps this op of its own in the standard domain
+        return graph.node("SimplifiedLayerNormalization", [values, gain], name, axis=-1, epsilon=spec.epsilon)
+    squares = graph.node("Mul", [values, values], f"{name}.squares")
+    mean = graph.node("ReduceMean", [squares], f"{name}.mean", axes=[-1], keepdims=1)
+    root = graph.node("Sqrt", [graph.node("Add", [mean, graph.float_scalar(spec.epsilon)], f"{name}.sum")], f"{name}.root")
+    return graph.node("Mul", [graph.node("Div", [values, root], f"{name}.unit"), gain], name)
+
+
+def residual_norm(
+    graph: Graph, name: str, key: str, spec: NormSpec | None, weights: Weights, product: Product, residual: str
+) -> str:
+    """Write ``norm(product + bias + residual)``, as one op where the dialect has it."""
+    if graph.fused and spec is not None and spec.kind == "layer" and spec.bias:
+        gain = graph.weight(f"{name}.weight", weights[f"{key}.weight"].numpy())
+        inputs = [product.value, residual, gain, *_norm_bias(graph, name, key, spec, weights)]
+        inputs += [product.bias] if product.bias else []
+        return graph.node("SkipLayerNormalization", inputs, name, domain=FUSED, epsilon=spec.epsilon)
+    total = graph.node("Add", [add_bias(graph, f"{name}.biased", product), residual], f"{name}.residual")
+    return norm(graph, name, key, spec, weights, total)
+
+
+def _norm_bias(graph: Graph, name: str, key: str, spec: NormSpec, weights: Weights) -> list[str]:
+    return [graph.weight(f"{name}.bias", weights[f"{key}.bias"].numpy())] if spec.bias else []
+
+
+def activate(graph: Graph, name: str, kind: Activation, product: Product) -> str:
+    """Write an activation of ``product + bias``; ``gelu`` is the exact one with the error function."""
+    if graph.fused and kind in ("gelu", "gelu_tanh"):
+        if kind == "gelu_tanh":
+            return graph.node("FastGelu", _given(product.value, product.bias), name, domain=FUSED)
+        op = "BiasGelu" if product.bias else "Gelu"
+        return graph.node(op, _given(product.value, product.bias), name, domain=FUSED)
+    values = add_bias(graph, f"{name}.biased", product)
+    match kind:
+        case "gelu":
+            scaled = graph.node("Mul", [values, graph.float_scalar(math.sqrt(0.5))], f"{name}.scaled")
+            return _half_gate(graph, name, values, graph.node("Erf", [scaled], f"{name}.erf"))
+        case "gelu_tanh":
+            cube = graph.node("Mul", [graph.node("Mul", [values, values], f"{name}.square"), values], f"{name}.cube")
+            bent = graph.node("Mul", [cube, graph.float_scalar(0.044715)], f"{name}.bent")
+            inner = graph.node("Add", [values, bent], f"{name}.inner")
+            scaled = graph.node("Mul", [inner, graph.float_scalar(math.sqrt(2 / math.pi))], f"{name}.scaled")
+            return _half_gate(graph, name, values, graph.node("Tanh", [scaled], f"{name}.tanh"))
+        case "silu":
+            if graph.fused:
+                return graph.node("QuickGelu", [values], name, domain=FUSED, alpha=1.0)
+            return graph.node("Mul", [values, graph.node("Sigmoid", [values], f"{name}.sigmoid")], name)
+        case "relu":
+            return graph.node("Relu", [values], name)
+        case "tanh":
+            return graph.node("Tanh", [values], name)
+
+
+def _half_gate(graph: Graph, name: str, values: str, gate: str) -> str:
+    half = graph.node("Mul", [values, graph.float_scalar(0.5)], f"{name}.half")
+    return graph.node("Mul", [half, graph.node("Add", [gate, graph.float_scalar(1.0)], f"{name}.gate")], name)
+
+
+def _given(*inputs: str | None) -> list[str]:
+    return [name for name in inputs if name]
+
+
+def feed_forward(graph: Graph, name: str, key: str, spec: FeedForwardSpec, weights: Weights, values: str) -> Product:
+    """Write ``down(act(up(x)))`` or ``down(act(gate(x)) * up(x))``, ``[T, width] -> [T, width]``."""
+    if spec.gate:
+        gate, up = fused_linears(graph, name, [f"{key}.gate", f"{key}.up"], [spec.gate, spec.up], weights, values)
+        gate = activate(graph, f"{name}.activation", spec.activation, Product(value=gate, bias=None))
+        hidden = graph.node("Mul", [gate, up], f"{name}.gated")
+    else:
+        product = linear(graph, f"{name}.up", f"{key}.up", spec.up, weights, values)
+        hidden = activate(graph, f"{name}.activation", spec.activation, product)
+    return linear(graph, f"{name}.down", f"{key}.down", spec.down, weights, hidden)
+
+
+def layer(
+    graph: Graph, index: int, spec: LayerSpec, weights: Weights, values: str, layout: Layout, first_only: bool
+) -> str:
+    """Write one layer, ``[T, width] -> [T, width]``, or ``-> [B, width]`` with ``first_only``."""
+    name, key = f"layer.{index}", f"layers.{index}"
+    residual = first_tokens(graph, layout, values, f"{name}.first") if first_only else values
+    normed = values
+    if spec.norm_placement == "pre":
+        normed = norm(graph, f"{name}.attention_norm", f"{key}.attention_norm", spec.attention_norm, weights, values)
+    mixed = attention(
+        graph, f"{name}.attention", f"{key}.attention", spec.attention, weights, normed, layout, first_only
+    )
+    if spec.norm_placement == "post":
+        values = residual_norm(
+            graph, f"{name}.attention_norm", f"{key}.attention_norm", spec.attention_norm, weights, mixed, residual
+        )
+        product = feed_forward(graph, f"{name}.ffn", f"{key}.ffn", spec.ffn, weights, values)
+        return residual_norm(graph, f"{name}.ffn_norm", f"{key}.ffn_norm", spec.ffn_norm, weights, product, values)
+    values = graph.node(
+        "Add", [add_bias(graph, f"{name}.attention.biased", mixed), residual], f"{name}.attention.residual"
+    )
+    normed = norm(graph, f"{name}.ffn_norm", f"{key}.ffn_norm", spec.ffn_norm, weights, values)
+    product = feed_forward(graph, f"{name}.ffn", f"{key}.ffn", spec.ffn, weights, normed)
+    return graph.node("Add", [add_bias(graph, f"{name}.ffn.biased", product), values], f"{name}.residual")
