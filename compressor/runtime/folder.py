@@ -1,0 +1,71 @@
+"""Which ONNX file of a ranker folder is the ranker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from compressor.errors import Fault, InputError, suggest
+from compressor.storage import inside, read_json
+
+MANIFEST = "rankpress.json"
+MAIN_FILE_KEY = "main_file"
+_USUAL_FILES = ("onnx/model.onnx", "model.onnx")
+
+
+def choose_onnx_file(folder: Path, file: str | None = None) -> Path:
+    """Return the path of the graph to load.
+
+    The first of these that is there: the ``file`` asked for; the ``main_file`` of ``rankpress.json``;
+    ``onnx/model.onnx``; ``model.onnx``. A file that was asked for, by the caller or by the manifest, must exist.
+
+    Raises:
+        InputError: no such folder, no such file (names those that are there), or a name that leaves the folder.
+    """
+    if not folder.is_dir():
+        found = "a file" if folder.is_file() else "no such folder"
+        fix = "name the folder, and the file in it with file=" if folder.is_file() else "download hub models first"
+        raise InputError(Fault(source=folder, found=found, allowed="the folder of an exported ranker", fix=fix))
+    if file is not None:
+        return _existing(folder, file, source=folder, where="file")
+    if (folder / MANIFEST).is_file():
+        manifest = read_json(folder / MANIFEST)
+        named = manifest.get(MAIN_FILE_KEY) if isinstance(manifest, dict) else None
+        if not isinstance(manifest, dict) or not isinstance(named, str | None):
+            raise InputError(
+                Fault(
+                    source=folder / MANIFEST,
+                    where=MAIN_FILE_KEY if isinstance(manifest, dict) else "",
+                    found=repr(named) if isinstance(manifest, dict) else f"a JSON {type(manifest).__name__}",
+                    allowed="a file name" if isinstance(manifest, dict) else "a JSON object",
+                )
+            )
+        if named is not None:
+            return _existing(folder, named, source=folder / MANIFEST, where=MAIN_FILE_KEY)
+    for name in _USUAL_FILES:
+        if (folder / name).is_file():
+            return folder / name
+    others = _onnx_files(folder)
+    fix = f"choose one with file=: {', '.join(others)}" if others else ""
+    if not others and any(folder.glob("*.safetensors")):
+        fix = "this is a torch checkpoint: 'rankpress compress' with an empty 'passes:' exports it as it is"
+    raise InputError(Fault(source=folder, found="no ONNX file", allowed=" or ".join(_USUAL_FILES), fix=fix))
+
+
+def _existing(folder: Path, name: str, *, source: Path, where: str) -> Path:
+    path = inside(folder, name)
+    if path.is_file():
+        return path
+    others = _onnx_files(folder)
+    raise InputError(
+        Fault(
+            source=source,
+            where=where,
+            found=f"{name!r}, which is not in the folder",
+            allowed=", ".join(others) or "a folder with ONNX files",
+            fix=suggest(name, others),
+        )
+    )
+
+
+def _onnx_files(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.onnx"))

@@ -1,0 +1,244 @@
+"""Ranking with an exported folder, without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import onnxruntime as ort
+
+from compressor.errors import Fault, InputError, RunError
+from compressor.progress import progress
+from compressor.runtime.batching import padded, token_budget_batches
+from compressor.runtime.folder import choose_onnx_file
+from compressor.runtime.graph_interface import SUPPORTED, GraphInterface, read_interface
+from compressor.runtime.session import open_session, runtime_message
+from compressor.runtime.threads import available_threads
+from compressor.runtime.tokenizer import Encoded, PairTokenizer
+
+# A 12-layer MiniLM on 2 threads is fastest from 512 to 2,048 tokens; at 4,096 it leaves the cache and loses a quarter.
+BATCH_TOKENS = 1024
+_CHUNK_PAIRS = 8192  # token rows of one chunk are in memory at a time
+_LONG_SCORING_PAIRS = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """A document's place in a ranking: its index in the input, and its score (raw logit or dot product)."""
+
+    index: int
+    score: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedSides:
+    """Pairs for a bi-encoder: distinct texts, and which of them are each pair's query and document.
+
+    Attributes:
+        texts: token rows of the distinct texts.
+        query_rows: int64 ``[n]``, row of each pair's query in ``texts``.
+        document_rows: int64 ``[n]``, row of each pair's document.
+    """
+
+    texts: Encoded
+    query_rows: np.ndarray
+    document_rows: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnnxRanker:
+    """A ranker folder, loaded. All methods may be called from several threads at once.
+
+    Attributes:
+        folder: where it was loaded from.
+        onnx_path: the graph in use.
+        threads: threads of one operator.
+        interface: kind of ranker, and its inputs and output.
+    """
+
+    folder: Path
+    onnx_path: Path
+    tokenizer: PairTokenizer
+    session: ort.InferenceSession
+    interface: GraphInterface
+    threads: int
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path | str,
+        *,
+        file: str | None = None,
+        threads: int | None = None,
+        providers: Sequence[str] | None = None,
+    ) -> Self:
+        """Load a folder that rankpress or another tool exported.
+
+        Args:
+            folder: holds ``tokenizer.json`` and an ONNX graph.
+            file: the graph, relative to the folder; None takes the manifest's main file, else ``onnx/model.onnx``,
+                else ``model.onnx``.
+            threads: threads of one operator; None takes what CPU affinity and cgroup quota allow.
+            providers: execution providers of ONNX Runtime; None takes the CPU.
+
+        Raises:
+            InputError: lists what is missing, broken or not supported in the folder.
+        """
+        folder = Path(folder)
+        onnx_path = choose_onnx_file(folder, file)
+        faults: list[Fault] = []
+        try:
+            tokenizer = PairTokenizer.from_folder(folder)
+        except InputError as error:
+            faults += error.faults
+        try:
+            session = open_session(onnx_path, threads, providers)
+            interface = read_interface(session, onnx_path)
+        except InputError as error:
+            faults += error.faults
+        if faults:
+            raise InputError(faults)
+        return cls(
+            folder=folder, onnx_path=onnx_path, tokenizer=tokenizer, session=session, interface=interface,
+            threads=threads or available_threads(),
+        )  # fmt: skip
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.resolve().name
+
+    def encode(self, pairs: Sequence[tuple[str, str]]) -> Encoded | EncodedSides:
+        """Tokenize (query, document) pairs in the way that this kind of ranker reads them."""
+        if self.interface.kind == "cross_encoder":
+            return self.tokenizer.encode_pairs(pairs)
+        places: dict[str, int] = {}
+        for pair in pairs:
+            for text in pair:
+                places.setdefault(text, len(places))
+        return EncodedSides(
+            texts=self.tokenizer.encode_texts(list(places)),
+            query_rows=np.array([places[query] for query, _ in pairs], dtype=np.int64),
+            document_rows=np.array([places[document] for _, document in pairs], dtype=np.int64),
+        )
+
+    def score_encoded(
+        self,
+        encoded: Encoded | EncodedSides,
+        *,
+        batch_tokens: int = BATCH_TOKENS,
+        on_rows: Callable[[int], object] | None = None,
+    ) -> np.ndarray:
+        """Score what `encode` returned: the forward pass alone.
+
+        Args:
+            encoded: token rows of pairs.
+            batch_tokens: most tokens in a batch, padding included.
+            on_rows: told after each batch how many rows it had.
+
+        Returns:
+            float32 ``[n]``: raw logits (cross-encoder) or dot products (bi-encoder), in the order of the pairs.
+
+        Raises:
+            RunError: the graph failed, or a score is NaN or infinite.
+        """
+        if isinstance(encoded, EncodedSides):
+            vectors = self._run(encoded.texts, batch_tokens, on_rows)
+            scores = np.einsum("nw,nw->n", vectors[encoded.query_rows], vectors[encoded.document_rows])
+        else:
+            scores = self._run(encoded, batch_tokens, on_rows)[:, 0]
+        broken = np.flatnonzero(~np.isfinite(scores))
+        if len(broken):
+            raise RunError(
+                f"{self.onnx_path}: NaN or infinite scores for {len(broken)} of {len(scores)} pairs, "
+                f"the first at index {broken[0]}; the graph or its weights are broken"
+            )
+        return scores
+
+    def score(
+        self,
+        pairs: Sequence[tuple[str, str]],
+        *,
+        batch_tokens: int = BATCH_TOKENS,
+        on_scored: Callable[[int], object] | None = None,
+    ) -> np.ndarray:
+        """Score (query, document) pairs.
+
+        Args:
+            pairs: any number; they are tokenized and scored in chunks.
+            batch_tokens: most tokens in a batch, padding included.
+            on_scored: told how many more pairs are scored, for a caller with a progress bar of its own; None shows one
+                where there are many pairs.
+
+        Returns:
+            float32 ``[n]``: raw logits (cross-encoder) or dot products (bi-encoder), in the order of ``pairs``.
+
+        Raises:
+            RunError: as `score_encoded`.
+        """
+        is_long = on_scored is None and len(pairs) >= _LONG_SCORING_PAIRS
+        bar = progress(f"Scoring with {self.name}", len(pairs)) if is_long else nullcontext(on_scored or _ignore)
+        scores = np.empty(len(pairs), dtype=np.float32)
+        with bar as advance:
+            for start in range(0, len(pairs), _CHUNK_PAIRS):
+                encoded = self.encode(pairs[start : start + _CHUNK_PAIRS])
+                n_pairs = len(pairs[start : start + _CHUNK_PAIRS])
+                row_is_pair = isinstance(encoded, Encoded)
+                scores[start : start + n_pairs] = self.score_encoded(
+                    encoded, batch_tokens=batch_tokens, on_rows=advance if row_is_pair else None
+                )
+                if not row_is_pair:
+                    advance(n_pairs)
+        return scores
+
+    def rank(self, query: str, documents: Sequence[str], *, top_k: int | None = None) -> list[Ranked]:
+        """Rank documents for a query, best first; equal scores keep the order of the input.
+
+        Raises:
+            InputError: ``top_k`` is below 1.
+            RunError: as `score_encoded`.
+        """
+        if top_k is not None and top_k < 1:
+            raise InputError(Fault(source="top_k", found=str(top_k), allowed="a whole number from 1"))
+        scores = self.score([(query, document) for document in documents], on_scored=_ignore)
+        return ranked(scores, top_k)
+
+    def _run(self, encoded: Encoded, batch_tokens: int, on_rows: Callable[[int], object] | None) -> np.ndarray:
+        results: np.ndarray | None = None
+        n_rows = len(encoded.input_ids)
+        for rows in token_budget_batches(encoded.lengths, batch_tokens):
+            arrays = padded(encoded, rows, self.tokenizer.pad_id)
+            feed = {name: arrays[name].astype(kind, copy=False) for name, kind in self.interface.inputs.items()}
+            try:
+                (output,) = self.session.run([self.interface.output], feed)
+            except Exception as error:  # the runtime's errors have no common base
+                raise RunError(f"{self.onnx_path}: the graph failed ({runtime_message(error)})") from error
+            self._check_shape(output.shape, len(rows))
+            if results is None:
+                results = np.empty((n_rows, output.shape[1]), dtype=np.float32)
+            results[rows] = output
+            if on_rows is not None:
+                on_rows(len(rows))
+        return np.empty((0, 1), dtype=np.float32) if results is None else results
+
+    def _check_shape(self, found: tuple[int, ...], n_rows: int) -> None:
+        is_cross_encoder = self.interface.kind == "cross_encoder"
+        if len(found) == 2 and found[0] == n_rows and (found[1] == 1 or not is_cross_encoder):
+            return
+        where = f"output {self.interface.output!r}"
+        shown = f"the shape {list(found)} for {n_rows} rows"
+        raise InputError(Fault(source=self.onnx_path, where=where, found=shown, allowed=SUPPORTED))
+
+
+def ranked(scores: np.ndarray, top_k: int | None = None) -> list[Ranked]:
+    """Return indices and scores, best first; equal scores keep their order."""
+    order = np.argsort(-scores, kind="stable")[:top_k]
+    return [Ranked(int(index), float(scores[index])) for index in order]
+
+
+def _ignore(n: int) -> None:
+    """Take a progress report and show nothing."""
