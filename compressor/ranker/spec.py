@@ -102,6 +102,17 @@ class EmbeddingsSpec(Record):
     norm: NormSpec | None = None
     project: LinearSpec | None = None
 
+    @model_validator(mode="after")
+    def _widths_agree(self) -> Self:
+        tables = {"positions": self.positions, "segments": self.segments}
+        widths = {name: table.width for name, table in tables.items() if table}
+        if self.project:
+            widths["project"] = self.project.inputs
+        wrong = [f"{name} {found}" for name, found in widths.items() if found != self.tokens.width]
+        if wrong:
+            raise ValueError(f"the token table is {self.tokens.width} wide, but " + ", ".join(wrong))
+        return self
+
 
 class FullPattern(Record):
     """Every token sees every token."""
@@ -152,6 +163,8 @@ class AttentionSpec(Record):
                 raise ValueError(f"{name} gives {getattr(self, name).outputs} values, heads × head_width is {width}")
         if self.output.inputs != width:
             raise ValueError(f"output takes {self.output.inputs} values, heads × head_width is {width}")
+        if self.positions and self.head_width % 2:
+            raise ValueError(f"rotary positions turn pairs of values, head_width {self.head_width} is odd")
         return self
 
 
@@ -206,6 +219,8 @@ class ClassifierHead(Record):
     def _one_logit(self) -> Self:
         if self.output.outputs != 1:
             raise ValueError(f"a ranker's head gives one logit, not {self.output.outputs}")
+        if self.dense and self.dense.outputs != self.output.inputs:
+            raise ValueError(f"dense gives {self.dense.outputs} values, output takes {self.output.inputs}")
         return self
 
 
@@ -252,6 +267,8 @@ class RankerSpec(Record):
         wrong = [f"{name} takes or gives {found}" for name, found in self._residual_widths() if found != self.width]
         if wrong:
             raise ValueError(f"the residual width is {self.width}, but " + ", ".join(wrong))
+        if self.pad_id >= self.embeddings.tokens.rows:
+            raise ValueError(f"pad_id {self.pad_id} is outside the token table of {self.embeddings.tokens.rows} rows")
         positions = self.embeddings.positions
         if positions and positions.rows < self.max_length + self.embeddings.position_offset:
             raise ValueError(f"max_length {self.max_length} does not fit the position table of {positions.rows} rows")
@@ -267,6 +284,8 @@ class RankerSpec(Record):
             widths += [(f"layers.{i}.ffn.up", f.up.inputs), (f"layers.{i}.ffn.down", f.down.outputs)]
             if f.gate:
                 widths.append((f"layers.{i}.ffn.gate", f.gate.inputs))
+        if isinstance(self.head, ClassifierHead):
+            widths.append(("head", (self.head.dense or self.head.output).inputs))
         return widths
 
     @property
