@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from compressor.data import RankingData
+    from compressor.ranker.encoder import Encoder
     from compressor.ranker.ranker import Ranker
 
 WIDTH, HEADS, FFN_WIDTH, MAX_LENGTH = 16, 2, 32, 40
@@ -135,6 +136,25 @@ def build_ranker(spec: RankerSpec | None = None, seed: int = 0) -> Ranker:
     config = {"architectures": ["BertForSequenceClassification"], "model_type": "bert", "num_labels": 1}
     weights = lively_weights(spec, seed)
     return Ranker(spec=spec, weights=weights, tokenizer_files=tokenizer_files(), source_config=config)
+
+
+def batch_of(spec: RankerSpec, lengths: list[int], columns: int | None = None, seed: int = 0) -> dict[str, Tensor]:
+    """Return random rows of the given lengths, padded to ``columns``; equal seeds give equal tokens."""
+    import torch
+
+    columns = columns or max(lengths)
+    generator = torch.Generator().manual_seed(seed)
+    full = torch.randint(2, spec.embeddings.tokens.rows, (len(lengths), spec.max_length), generator=generator)
+    mask = (torch.arange(columns) < torch.tensor(lengths)[:, None]).long()
+    rows = spec.embeddings.segments.rows if spec.embeddings.segments else 1
+    segments = (torch.arange(columns) > 3).long().clamp(max=rows - 1) * mask
+    ids = torch.where(mask.bool(), full[:, :columns], spec.pad_id)
+    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": segments}
+
+
+def module_of(spec: RankerSpec, seed: int = 0) -> Encoder:
+    """Return the torch module of a spec with random weights, in evaluation mode."""
+    return build_ranker(spec, seed).module
 
 
 QUERIES = {

@@ -1,0 +1,130 @@
+"""A second, plain implementation of the encoder: padded, einsum by einsum, in double precision, fp32 specs only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from compressor.ranker.spec import (
+    AttentionSpec,
+    CausalPattern,
+    ClassifierHead,
+    FeedForwardSpec,
+    LinearSpec,
+    LowRankForm,
+    NormSpec,
+    RankerSpec,
+    WindowPattern,
+)
+
+Weights = Mapping[str, Tensor]
+
+
+def oracle(
+    spec: RankerSpec, weights: Weights, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor
+) -> Tensor:
+    """Return logits ``[B, 1]`` or unit vectors ``[B, D]`` in float64, padding computed like everything else."""
+    w = {name: tensor.double() for name, tensor in weights.items()}
+    mask = attention_mask.bool()
+    x = _embed(spec, w, input_ids, token_type_ids)  # [B, S, D]
+    for i, layer in enumerate(spec.layers):
+        name = f"layers.{i}"
+        if layer.norm_placement == "post":
+            x = _norm(layer.attention_norm, w, f"{name}.attention_norm", x + _attend(layer.attention, w, name, x, mask))
+            x = _norm(layer.ffn_norm, w, f"{name}.ffn_norm", x + _feed(layer.ffn, w, name, x))
+        else:
+            x = x + _attend(layer.attention, w, name, _norm(layer.attention_norm, w, f"{name}.attention_norm", x), mask)
+            x = x + _feed(layer.ffn, w, name, _norm(layer.ffn_norm, w, f"{name}.ffn_norm", x))
+    return _head(spec, w, _norm(spec.final_norm, w, "final_norm", x), mask)
+
+
+def _embed(spec: RankerSpec, w: Weights, input_ids: Tensor, token_type_ids: Tensor) -> Tensor:
+    e = spec.embeddings
+    x = w["embeddings.tokens.weight"][input_ids]
+    if e.positions:
+        x = x + w["embeddings.positions.weight"][e.position_offset : e.position_offset + input_ids.shape[1]]
+    if e.segments:
+        x = x + w["embeddings.segments.weight"][token_type_ids]
+    x = _norm(e.norm, w, "embeddings.norm", x)
+    return _linear(e.project, w, "embeddings.project", x) if e.project else x
+
+
+def _attend(spec: AttentionSpec, w: Weights, layer: str, x: Tensor, mask: Tensor) -> Tensor:
+    B, S, _ = x.shape
+
+    def heads(name: str) -> Tensor:
+        flat = _linear(getattr(spec, name), w, f"{layer}.attention.{name}", x)
+        return flat.reshape(B, S, spec.heads, spec.head_width)
+
+    q, k, v = heads("query"), heads("key"), heads("value")
+    if spec.positions:
+        q, k = _rotate(q, spec.positions.base), _rotate(k, spec.positions.base)
+    logits = torch.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(spec.head_width)
+    distance = torch.arange(S)[:, None] - torch.arange(S)[None, :]
+    hidden = ~mask[:, None, None, :].expand(B, 1, S, S)
+    if isinstance(spec.pattern, WindowPattern):
+        hidden = hidden | (distance.abs() > spec.pattern.reach)
+    if isinstance(spec.pattern, CausalPattern):
+        hidden = hidden | (distance < 0)
+    shares = logits.masked_fill(hidden, -1e9).softmax(-1)
+    mixed = torch.einsum("bhqk,bkhd->bqhd", shares, v).reshape(B, S, -1)
+    return _linear(spec.output, w, f"{layer}.attention.output", mixed)
+
+
+def _rotate(x: Tensor, base: float) -> Tensor:
+    d = x.shape[-1]
+    angles = torch.arange(x.shape[1], dtype=torch.float64)[:, None] / base ** (torch.arange(0, d, 2) / d)
+    angles = torch.cat([angles, angles], dim=-1)[None, :, None, :]
+    turned = torch.cat([-x[..., d // 2 :], x[..., : d // 2]], dim=-1)
+    return x * angles.cos() + turned * angles.sin()
+
+
+def _feed(spec: FeedForwardSpec, w: Weights, layer: str, x: Tensor) -> Tensor:
+    up = _linear(spec.up, w, f"{layer}.ffn.up", x)
+    if spec.gate:
+        up = _act(spec.activation, _linear(spec.gate, w, f"{layer}.ffn.gate", x)) * up
+    else:
+        up = _act(spec.activation, up)
+    return _linear(spec.down, w, f"{layer}.ffn.down", up)
+
+
+def _act(name: str, x: Tensor) -> Tensor:
+    return {
+        "gelu": lambda: x * 0.5 * (1 + torch.erf(x / math.sqrt(2))),
+        "gelu_tanh": lambda: 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+        "relu": lambda: x.clamp(min=0),
+        "silu": lambda: x / (1 + torch.exp(-x)),
+        "tanh": lambda: torch.tanh(x),
+    }[name]()
+
+
+def _linear(spec: LinearSpec, w: Weights, name: str, x: Tensor) -> Tensor:
+    if isinstance(spec.form, LowRankForm):
+        y = torch.einsum("...i,ri,or->...o", x, w[f"{name}.down"], w[f"{name}.up"])
+    else:
+        y = torch.einsum("...i,oi->...o", x, w[f"{name}.weight"])
+    return y + w[f"{name}.bias"] if spec.bias else y
+
+
+def _norm(spec: NormSpec | None, w: Weights, name: str, x: Tensor) -> Tensor:
+    if spec is None:
+        return x
+    if spec.kind == "layer":
+        x = x - x.mean(-1, keepdim=True)
+    x = x / torch.sqrt((x**2).mean(-1, keepdim=True) + spec.epsilon) * w[f"{name}.weight"]
+    return x + w[f"{name}.bias"] if spec.bias else x
+
+
+def _head(spec: RankerSpec, w: Weights, x: Tensor, mask: Tensor) -> Tensor:
+    share = mask.double() / mask.sum(1, keepdim=True)
+    pooled = x[:, 0] if spec.head.pool == "first" else torch.einsum("bsd,bs->bd", x, share)
+    if not isinstance(spec.head, ClassifierHead):
+        return pooled / pooled.norm(dim=-1, keepdim=True)
+    if spec.head.dense:
+        pooled = _linear(spec.head.dense, w, "head.dense", pooled)
+    if spec.head.activation:
+        pooled = _act(spec.head.activation, pooled)
+    return _linear(spec.head.output, w, "head.output", _norm(spec.head.norm, w, "head.norm", pooled))

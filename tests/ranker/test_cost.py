@@ -1,0 +1,54 @@
+"""What a spec costs, against counts that do not come from the spec."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from compressor.ranker.cost import linears_of, macs, parameters, tables_of
+from compressor.ranker.encoder import expected_shapes
+from tests.ranker.cases import SPECS
+from tests.tiny import batch_of, module_of
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_parameters_are_the_sizes_of_all_tensors(name):
+    spec = SPECS[name]
+    assert parameters(spec) == sum(math.prod(shape) for shape in expected_shapes(spec).values())
+    assert parameters(spec) == sum(tensor.numel() for tensor in module_of(spec).parameters())
+
+
+@pytest.mark.parametrize("n_tokens", [1, 17])
+@pytest.mark.parametrize("name", SPECS)
+def test_macs_are_what_torch_counts(name, n_tokens):
+    spec = SPECS[name]
+    module = module_of(spec)
+    batch = batch_of(spec, [n_tokens])
+    counter = FlopCounterMode(display=False)
+    # The math kernel shows its two matrix products to the counter; the fused CPU kernel counts as nothing.
+    with torch.no_grad(), torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), counter:
+        module(**batch)
+    assert macs(spec, n_tokens) == counter.get_total_flops() // 2
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_linears_and_tables_are_named_like_their_weights(name):
+    spec = SPECS[name]
+    module = module_of(spec)
+    for where, linear in linears_of(spec):
+        assert module.get_submodule(where).spec == linear
+    for where, table in tables_of(spec):
+        assert module.get_submodule(where).spec == table
+    linear_tensors = {f"{where}.{part}" for where, _ in linears_of(spec) for part in ("weight", "up", "down")}
+    table_tensors = {f"{where}.weight" for where, _ in tables_of(spec)}
+    matrices = {tensor for tensor, shape in expected_shapes(spec).items() if len(shape) == 2}
+    assert matrices <= linear_tensors | table_tensors
+
+
+def test_last_layer_counts_for_the_first_token_only():
+    first, mean = SPECS["similarity_first"], SPECS["similarity_mean"]
+    saved_per_token = 2 * 16 * 16 + 2 * 16 * 32 + 2 * 20 * 16  # query, output, up, down, two attention products
+    assert macs(mean, 20) - macs(first, 20) == 19 * saved_per_token
