@@ -42,12 +42,13 @@ def compress(
     A run that was killed continues from its last finished stage. Exit codes: 0 pass, 1 gate failed, 2 undecided,
     3 bad input, 4 the run itself failed.
     """
-    from compressor import compress as compressing
+    from compressor.compress import prepare, run
+    from compressor.console import show_plan
 
-    prepared = compressing.prepare(recipe, out, set_ or [])
-    compressing.show_plan(prepared)
+    prepared = prepare(recipe, out, set_ or [])
+    show_plan(prepared.plan)
     if not plan:
-        raise typer.Exit(compressing.run(prepared))
+        raise typer.Exit(run(prepared))
 
 
 @app.command()
@@ -56,9 +57,9 @@ def validate(
     set_: Set = None,
 ) -> None:
     """Check recipes: keys, values, order of passes, data. All faults at once; no weights are loaded."""
-    from compressor import compress as compressing
+    from compressor.commands import validate as validate_recipes
 
-    compressing.validate(recipes, set_ or [])
+    validate_recipes(recipes, set_ or [])
 
 
 @app.command()
@@ -79,9 +80,9 @@ def bench(
 
     Losses refer to the teacher, or to the first folder where none is named.
     """
-    from compressor import compress as compressing
+    from compressor.commands import bench as measure
 
-    compressing.run_bench_command(
+    measure(
         folders, data, teacher=teacher, out=out, threads=threads, candidates=candidates, measures=measures,
         n_queries=queries, rounds=rounds,
     )  # fmt: skip
@@ -91,9 +92,7 @@ def bench(
 def gate(
     report: Annotated[Path, typer.Argument(metavar="REPORT", help="A report.json.")],
     max_loss: Annotated[list[str] | None, typer.Option(metavar="MEASURE=LOSS", help="nDCG@10=1% or 0.005")] = None,
-    min_speedup: Annotated[
-        list[str] | None, typer.Option(metavar="BASELINE=RATIO", help="stock_onnx_fp32=3")
-    ] = None,
+    min_speedup: Annotated[list[str] | None, typer.Option(metavar="BASELINE=RATIO", help="stock_onnx_fp32=3")] = None,
     min_agreement: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="kendall_tau=0.95 or overlap@10=0.9")
     ] = None,
@@ -102,12 +101,12 @@ def gate(
     row: Annotated[str | None, typer.Option(help="The row to judge; default: every ranker in the report.")] = None,
 ) -> None:
     """Judge a report against limits. Exit codes: 0 pass, 1 failed, 2 undecided, 3 bad input."""
-    from compressor import compress as compressing
+    from compressor.commands import gate as judge
 
     raise typer.Exit(
-        compressing.run_gate_command(
-            report, max_loss=max_loss or [], min_speedup=min_speedup or [], min_agreement=min_agreement or [],
-            max_size_mb=max_size_mb, max_score_rmse=max_score_rmse, row=row,
+        judge(
+            report, row=row, max_loss=max_loss or [], min_speedup=min_speedup or [],
+            min_agreement=min_agreement or [], max_size_mb=max_size_mb, max_score_rmse=max_score_rmse,
         )
     )  # fmt: skip
 
@@ -115,7 +114,9 @@ def gate(
 @app.command()
 def rank(
     folder: Folder,
-    requests: Annotated[Path | None, typer.Argument(metavar="INPUT", help="JSONL or TSV; default: standard input.")] = None,
+    requests: Annotated[
+        Path | None, typer.Argument(metavar="INPUT", help="JSONL or TSV; default: standard input.")
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="Output file; default: standard output.")] = None,
     format_: Annotated[str, typer.Option("--format", help="trec or jsonl")] = "trec",
     top_k: Annotated[int | None, typer.Option(min=1, help="Documents per query to keep.")] = None,
@@ -132,9 +133,9 @@ def rank(
 @app.command()
 def passes() -> None:
     """List the passes that a recipe may use, with their settings."""
-    from compressor import compress as compressing
+    from compressor.console import show_passes
 
-    compressing.show_passes()
+    show_passes()
 
 
 def _version(value: bool) -> None:
@@ -145,7 +146,9 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
 ) -> None:
     pass
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from compressor import __version__
 from compressor.errors import Fault, InputError, RunError
-from compressor.passes import Pass, PlanFault, Promise, Supply
+from compressor.passes import Pass, PlanError, Promise, Supply
 from compressor.passes.contract import Need
 from compressor.plan import Plan, PlanStep
 from compressor.ranker.cost import macs, parameters
@@ -52,7 +52,7 @@ def check_recipe(recipe: Recipe, spec: RankerSpec, source: Path) -> list[RankerS
     for place, step in _placed(recipe):
         try:
             shapes.append(step.plan(shapes[-1]))
-        except PlanFault as fault:
+        except PlanError as fault:
             where = f"{place}.{fault.setting}" if fault.setting else place
             faults.append(Fault(source=source, where=where, found=fault.found, allowed=fault.allowed, fix=fault.fix))
             break  # what comes behind would be judged on a shape that never exists
@@ -207,5 +207,4 @@ def _placed(recipe: Recipe) -> Iterable[tuple[str, Pass]]:
 
 
 def _settings_text(step: Pass) -> str:
-    shown = {key: value for key, value in step.model_dump(mode="json").items()}
-    return ", ".join(f"{key}: {value}" for key, value in shown.items())
+    return ", ".join(f"{key}: {value}" for key, value in step.model_dump(mode="json").items())

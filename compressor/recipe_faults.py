@@ -66,9 +66,9 @@ def _path_in(value: Any, finding: Mapping[str, Any]) -> Path_:
     path: list[str | int] = []
     last = len(finding["loc"]) - 1
     for index, part in enumerate(finding["loc"]):
-        if isinstance(value, Mapping) and part in value:
-            value = value[part]
-        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
+        if (isinstance(value, Mapping) and part in value) or (
+            isinstance(value, list) and isinstance(part, int) and part < len(value)
+        ):
             value = value[part]
         elif not (index == last and finding["type"] == "missing"):
             continue
@@ -87,8 +87,8 @@ def _fault(
     where = dotted(prefix + place)
     kinds = {finding["type"] for finding in findings}
     if kinds == {"extra_forbidden"}:
-        allowed = set().union(*(record.model_fields for record in _records_at(model, place[:-1])))
-        return unknown_key(str(place[-1]), allowed - set(_at(value, place[:-1])), source, where)
+        known = {name for record in _records_at(model, place[:-1]) for name in record.model_fields}
+        return unknown_key(str(place[-1]), known - set(_at(value, place[:-1])), source, where)
     if kinds == {"missing"}:
         return Fault(source=source, where=where, found="nothing", allowed="a value: this key is required")
     found = _at(value, place)

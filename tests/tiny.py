@@ -185,6 +185,8 @@ def build_data() -> RankingData:
     ids = list(DOCUMENTS)
     return RankingData(
         name="tiny/test",
+        collection="tiny",
+        first_stage="by hand",
         queries=dict(QUERIES),
         documents=dict(DOCUMENTS),
         qrels={q: {ids[i]: 2, ids[i + 1]: 1} for i, q in enumerate(QUERIES)},

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Need = Literal["train", "calibration", "dev"]
 
 
-class PlanFault(Exception):
+class PlanError(Exception):
     """A pass cannot be applied to a ranker of this shape. ``setting`` names the key at fault, if one is."""
 
     def __init__(self, found: str, *, allowed: str = "", fix: str = "", setting: str = "") -> None:
@@ -98,7 +98,7 @@ class Pass(Record):
         """Return the shape that the pass makes of a ranker, without looking at weights.
 
         Raises:
-            PlanFault: the pass makes no sense on this shape; says why.
+            PlanError: the pass makes no sense on this shape; says why.
         """
         raise NotImplementedError
 
@@ -115,13 +115,14 @@ def refuse_quantized(spec: RankerSpec, verb: str) -> None:
     """Refuse to change the shape of a quantized ranker.
 
     Raises:
-        PlanFault: some linear or table is not fp32 any more.
+        PlanError: some linear or table is not fp32 any more.
     """
     from compressor.ranker.cost import linears_of, tables_of
 
-    rounded = [n for n, part in [*linears_of(spec), *tables_of(spec)] if part.precision.kind != "fp32"]
+    kinds = [part.precision.kind for _, part in linears_of(spec)] + [part.precision.kind for _, part in tables_of(spec)]
+    rounded = [kind for kind in kinds if kind != "fp32"]
     if rounded:
-        raise PlanFault(
+        raise PlanError(
             f"a quantized ranker ({len(rounded)} rounded matrices)",
             allowed="an fp32 ranker",
             fix=f"put {verb} before quantize: its choices are made with exact scores, and rounding is set up "

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from compressor.passes.contract import Need, Pass, PlanFault, Promise, Supply, refuse_quantized
+from compressor.passes.contract import Need, Pass, PlanError, Promise, Supply, refuse_quantized
 from compressor.ranker.spec import RankerSpec
 from compressor.records import Record
 from compressor.registry import register
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from compressor.ranker.ranker import Ranker
 
 
@@ -48,7 +50,7 @@ class DropLayers(Pass):
         n_layers = len(spec.layers)
         if isinstance(self.keep, MostImportant):
             if self.keep.layers > n_layers:
-                raise PlanFault(
+                raise PlanError(
                     f"{self.keep.layers} layers to keep of a ranker that has {n_layers}",
                     allowed=f"1 to {n_layers}",
                     setting="keep.layers",
@@ -56,7 +58,7 @@ class DropLayers(Pass):
             return _cut(spec, range(self.keep.layers))
         if isinstance(self.keep, tuple):
             if list(self.keep) != sorted(set(self.keep)) or self.keep[-1] >= n_layers:
-                raise PlanFault(
+                raise PlanError(
                     f"{list(self.keep)} for a ranker of {n_layers} layers",
                     allowed=f"ascending layer indices from 0 to {n_layers - 1}, each once",
                     setting="keep",
@@ -99,7 +101,7 @@ def _cut(spec: RankerSpec, kept: Sequence[int]) -> RankerSpec:
     return spec.changed(layers=tuple(spec.layers[index] for index in kept))
 
 
-def _rename(ranker: Ranker, kept: Sequence[int]) -> dict[str, object]:
+def _rename(ranker: Ranker, kept: Sequence[int]) -> dict[str, Tensor]:
     places = {old: new for new, old in enumerate(kept)}
     weights = {}
     for name, tensor in ranker.weights.items():

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from tests.laws.cases import CASES, FORBIDDEN
 
 import compressor.passes  # noqa: F401  # fills the registry
 from compressor.errors import InputError
-from compressor.passes import NeedError, PlanFault, Supply
+from compressor.passes import NeedError, PlanError, Supply
 from compressor.ranker.store import load_ranker, save_ranker
 from compressor.recipe import parse_recipe
 from compressor.registry import registered
+from tests.laws.cases import CASES, FORBIDDEN
 
 VERBS = sorted(CASES)
 
@@ -99,7 +99,7 @@ def test_law_5_promises_survive_every_later_pass(first, second, tiny_ranker, tin
     later = make(second, CASES[second].active if first != second else CASES[second].neutral)
     result = earlier.apply(tiny_ranker, supply_for(earlier, tiny_data))
     if (first, second) in FORBIDDEN:
-        with pytest.raises(PlanFault) as refused:
+        with pytest.raises(PlanError) as refused:
             later.plan(result.spec)
         assert FORBIDDEN[first, second] in refused.value.fix
         return
@@ -136,7 +136,7 @@ def test_law_7_masked_equals_cut(verb, tiny_ranker, tiny_pairs, tiny_data):
 def test_law_8_onnx_agrees_with_torch(verb, dialect, tiny_ranker, tiny_pairs, tiny_data):
     import onnxruntime as ort
 
-    from compressor.export.graph import write_graph
+    from compressor.export.encoder import write_graph
     from compressor.runtime.batching import padded
 
     result = apply(verb, CASES[verb].active, tiny_ranker, tiny_data)

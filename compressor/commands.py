@@ -1,0 +1,134 @@
+"""The smaller commands: validate, bench, gate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from compressor.baselines import STOCK_ONNX, baseline_rows
+from compressor.bench.gate import EXIT_CODES, gate_report
+from compressor.bench.report import read_report, write_report
+from compressor.bench.rows import RowSpec
+from compressor.bench.run import run_bench
+from compressor.bench.terminal import print_report, print_verdict
+from compressor.compress import check
+from compressor.console import say
+from compressor.data import load_data
+from compressor.data_reference import DataReference
+from compressor.errors import Fault, InputError
+from compressor.gate_settings import BenchSettings, GateSettings
+from compressor.recipe_faults import faults_of
+from compressor.runtime.threads import available_threads
+
+_SOURCE = "command line"
+Settings = TypeVar("Settings", bound=BaseModel)
+
+
+def validate(recipes: Sequence[Path], overrides: Sequence[str]) -> None:
+    """Check recipes and say which are in order.
+
+    Raises:
+        InputError: the faults of all recipes that are not.
+    """
+    faults = []
+    for path in recipes:
+        try:
+            recipe, _ = check(path, overrides)
+            print(f"{path}: in order ({len(recipe.passes)} passes)")
+        except InputError as error:
+            faults += error.faults
+    if faults:
+        raise InputError(faults)
+
+
+def bench(
+    folders: Sequence[Path],
+    references: Sequence[str],
+    *,
+    teacher: str | None,
+    out: Path,
+    threads: str,
+    measures: str,
+    **settings: Any,
+) -> None:
+    """Measure folders side by side and write ``report.json`` and ``report.html``.
+
+    Raises:
+        InputError: a folder, a data reference or a setting is at fault.
+    """
+    wanted = {**settings, "measures": _words(measures), "threads": _words(threads) or [str(available_threads())]}
+    checked = _from_flags(BenchSettings, wanted, {"n_queries": "--queries"})
+    data = [load_data(_reference(text).resolved(Path()), depth=checked.candidates) for text in references]
+    rows = [RowSpec(name=name, folder=folder) for name, folder in zip(_names(folders), folders, strict=True)]
+    if teacher:
+        rows = [*_baselines(teacher, out), *rows]
+    report = run_bench(rows, data, checked, teacher=STOCK_ONNX if teacher else rows[0].name, cache=out / "scores")
+    write_report(report, out)
+    print_report(report)
+    say(f"report: {out / 'report.html'}")
+
+
+def gate(path: Path, *, row: str | None, **limits: Any) -> int:
+    """Judge a report and print the verdict; return the exit code.
+
+    Raises:
+        InputError: the report or a limit is at fault.
+    """
+    report = read_report(path)
+    for name in ("max_loss", "min_speedup", "min_agreement"):
+        limits[name] = dict(_assignment(name, text) for text in limits[name])
+    verdict = gate_report(report, _from_flags(GateSettings, limits, {}), rows=[row] if row else None)
+    print_verdict(verdict)
+    return EXIT_CODES[verdict.verdict]
+
+
+def _baselines(teacher: str, out: Path) -> list[RowSpec]:
+    from compressor.families import load_teacher, teacher_fingerprint
+
+    fingerprint = teacher_fingerprint(teacher, Path())
+    return baseline_rows(out / f"baselines-{fingerprint[:16]}", lambda: load_teacher(teacher, Path()), say)
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _reference(text: str) -> DataReference:
+    return DataReference.model_validate(text)
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """Name rows after their folders; where two are alike or say nothing, after the path as given."""
+    short = [folder.resolve().parent.name if folder.name == "model" else folder.resolve().name for folder in folders]
+    return short if len(set(short)) == len(short) else [str(folder) for folder in folders]
+
+
+def _assignment(name: str, text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        flag = "--" + name.replace("_", "-")
+        raise InputError(Fault(source=_SOURCE, where=flag, found=repr(text), allowed="NAME=VALUE"))
+    try:
+        return key, float(value)
+    except ValueError:
+        return key, value
+
+
+def _from_flags(model: type[Settings], values: dict[str, Any], names: dict[str, str]) -> Settings:
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        faults = faults_of(error, values, model, _SOURCE)
+        raise InputError(
+            Fault(
+                source=_SOURCE,
+                where="--" + names.get(key := fault.where.split(".")[0], key).removeprefix("--").replace("_", "-"),
+                found=fault.found,
+                allowed=fault.allowed,
+                fix=fault.fix,
+            )
+            for fault in faults
+        ) from None
