@@ -97,8 +97,12 @@ def rotate(graph: Graph, name: str, values: str, positions: str, attention: Atte
         return graph.node("Squeeze", [turned, graph.ints(1)], name)
     split = graph.reshape(values, f"{name}.heads", -1, heads, 2 * half)
     left, right = graph.split(split, f"{name}.halves", {"left": half, "right": half})
-    cos = graph.node("Unsqueeze", [graph.node("Gather", [cosines, positions], f"{name}.cos_rows"), graph.ints(1)], f"{name}.cos")
-    sin = graph.node("Unsqueeze", [graph.node("Gather", [sines, positions], f"{name}.sin_rows"), graph.ints(1)], f"{name}.sin")
+    cos = graph.node(
+        "Unsqueeze", [graph.node("Gather", [cosines, positions], f"{name}.cos_rows"), graph.ints(1)], f"{name}.cos"
+    )
+    sin = graph.node(
+        "Unsqueeze", [graph.node("Gather", [sines, positions], f"{name}.sin_rows"), graph.ints(1)], f"{name}.sin"
+    )
 
     def times(a: str, b: str, part: str) -> str:
         return graph.node("Mul", [a, b], f"{name}.{part}")

@@ -28,4 +28,8 @@ def _classifier(graph: Graph, spec: ClassifierHead, weights: Weights, pooled: st
     else:
         values = add_bias(graph, "head.dense.biased", product)
     values = norm(graph, "head.norm", "head.norm", spec.norm, weights, values)
-    return graph.node("Identity", [add_bias(graph, "head.score", linear(graph, "head.output", "head.output", spec.output, weights, values))], "logits")
+    return graph.node(
+        "Identity",
+        [add_bias(graph, "head.score", linear(graph, "head.output", "head.output", spec.output, weights, values))],
+        "logits",
+    )

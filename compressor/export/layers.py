@@ -23,7 +23,9 @@ def norm(graph: Graph, name: str, key: str, spec: NormSpec | None, weights: Weig
         return graph.node("SimplifiedLayerNormalization", [values, gain], name, axis=-1, epsilon=spec.epsilon)
     squares = graph.node("Mul", [values, values], f"{name}.squares")
     mean = graph.node("ReduceMean", [squares], f"{name}.mean", axes=[-1], keepdims=1)
-    root = graph.node("Sqrt", [graph.node("Add", [mean, graph.float_scalar(spec.epsilon)], f"{name}.sum")], f"{name}.root")
+    root = graph.node(
+        "Sqrt", [graph.node("Add", [mean, graph.float_scalar(spec.epsilon)], f"{name}.sum")], f"{name}.root"
+    )
     return graph.node("Mul", [graph.node("Div", [values, root], f"{name}.unit"), gain], name)
 
 

@@ -76,7 +76,9 @@ def row_means(graph: Graph, layout: Layout, value: str, name: str) -> str:
     """Average each row's tokens, ``[T, W] -> [B, W]``: shares of the mask times the padded view."""
     mask = graph.node("Cast", [layout.mask], f"{name}.mask", to=1)
     counts = graph.node("ReduceSum", [mask, graph.ints(1)], f"{name}.counts", keepdims=1)
-    shares = graph.node("Unsqueeze", [graph.node("Div", [mask, counts], f"{name}.shares"), graph.ints(1)], f"{name}.row")
+    shares = graph.node(
+        "Unsqueeze", [graph.node("Div", [mask, counts], f"{name}.shares"), graph.ints(1)], f"{name}.row"
+    )
     means = graph.node("MatMul", [shares, pad(graph, layout, value, f"{name}.padded")], f"{name}.means")  # [B, 1, W]
     return graph.node("Squeeze", [means, graph.ints(1)], name)
 

@@ -59,7 +59,8 @@ def fused_linears(
         ]
     stacked = torch.cat([weights[f"{key}.weight"] for key in keys])
     biases = [
-        weights[f"{key}.bias"] if spec.bias else torch.zeros(spec.outputs) for key, spec in zip(keys, specs, strict=True)
+        weights[f"{key}.bias"] if spec.bias else torch.zeros(spec.outputs)
+        for key, spec in zip(keys, specs, strict=True)
     ]
     bias = torch.cat(biases).numpy() if any(spec.bias for spec in specs) else None
     joined = "_".join(parts)

@@ -1,0 +1,147 @@
+"""The small files of the universal folder: what each consumer insists on finding, whatever the teacher came with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from compressor.errors import Fault, InputError
+from compressor.ranker.ranker import Ranker
+from compressor.ranker.spec import Family, RankerSpec, SimilarityHead
+
+_CLASSES: dict[Family, str] = {
+    "bert": "Bert", "electra": "Electra", "roberta": "Roberta", "xlm-roberta": "XLMRoberta",
+    "distilbert": "DistilBert", "modernbert": "ModernBert",
+}  # fmt: skip
+_TOKENIZER_CLASSES: dict[Family, str] = {
+    "bert": "BertTokenizer", "electra": "ElectraTokenizer", "roberta": "RobertaTokenizer",
+    "xlm-roberta": "XLMRobertaTokenizer", "distilbert": "DistilBertTokenizer", "modernbert": "PreTrainedTokenizerFast",
+}  # fmt: skip
+_ROLES = {
+    "cls_token": ("[CLS]", "<s>"),
+    "sep_token": ("[SEP]", "</s>"),
+    "unk_token": ("[UNK]", "<unk>"),
+    "mask_token": ("[MASK]", "<mask>"),
+    "bos_token": ("<s>",),
+    "eos_token": ("</s>",),
+}
+_HIDDEN_ACT = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "relu": "relu", "silu": "silu", "tanh": "tanh"}
+RAW_LOGITS = "torch.nn.modules.linear.Identity"
+
+
+def write_config(ranker: Ranker, stock: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the ``config.json``.
+
+    Args:
+        ranker: for its spec and the config that it came with.
+        stock: the config of the stock checkpoint where the spec can be one; None otherwise.
+
+    Keys of the teacher that the spec does not speak of are kept; all that the spec knows is written anew. For shapes
+    that are not uniform the numbers are those of the first layer: such a folder has no torch checkpoint to load.
+    """
+    spec = ranker.spec
+    config = {**ranker.source_config, **(_shape_keys(spec) if stock is None else stock)}
+    for key in ("_name_or_path", "torch_dtype", "transformers_version"):
+        config.pop(key, None)
+    config["architectures"] = [_CLASSES[spec.family] + _suffix(spec)]
+    config["model_type"] = spec.family
+    config["pad_token_id"] = spec.pad_id
+    config["dtype"] = "float32"
+    config.pop("num_labels", None)
+    if isinstance(spec.head, SimilarityHead):
+        return config
+    label = next(iter(dict(config.get("id2label") or {}).values()), "LABEL_0")
+    config["id2label"] = {"0": label}
+    config["label2id"] = {label: 0}
+    activation = (config.get("sentence_transformers") or {}).get("activation_fn")
+    activation = activation or config.pop("sbert_ce_default_activation_function", None) or RAW_LOGITS
+    config["sentence_transformers"] = {**(config.get("sentence_transformers") or {}), "activation_fn": activation}
+    config["sentence_transformers"].setdefault("version", "5.2.0")
+    return config
+
+
+def _suffix(spec: RankerSpec) -> str:
+    return "Model" if isinstance(spec.head, SimilarityHead) else "ForSequenceClassification"
+
+
+def _shape_keys(spec: RankerSpec) -> dict[str, Any]:
+    layer, embeddings = spec.layers[0], spec.embeddings
+    norm = embeddings.norm or layer.ffn_norm or layer.attention_norm or spec.final_norm
+    positions = embeddings.positions
+    return {
+        "hidden_size": spec.width,
+        "num_hidden_layers": len(spec.layers),
+        "num_attention_heads": layer.attention.heads,
+        "intermediate_size": layer.ffn.width,
+        "hidden_act": _HIDDEN_ACT[layer.ffn.activation],
+        "vocab_size": embeddings.tokens.rows,
+        "max_position_embeddings": positions.rows if positions else spec.max_length,
+        "type_vocab_size": embeddings.segments.rows if embeddings.segments else 0,
+        "layer_norm_eps": norm.epsilon if norm else 1e-12,
+    }
+
+
+def tokenizer_files(ranker: Ranker) -> dict[str, bytes]:
+    """Return the tokenizer's files as every consumer wants them, by name.
+
+    ``tokenizer_config.json`` gets a finite ``model_max_length`` and a string ``pad_token``,
+    ``special_tokens_map.json`` is flat, ``tokenizer.json`` has no baked-in truncation or padding, and a WordPiece
+    vocabulary is also written as ``vocab.txt``. Files that the ranker has beside these are kept.
+
+    Raises:
+        InputError: ``tokenizer.json`` has no token with the spec's ``pad_id``.
+    """
+    files = dict(ranker.tokenizer_files)
+    tokenizer = json.loads(files["tokenizer.json"])
+    special = _special_tokens(ranker.spec, tokenizer, files)
+    settings = {
+        key: value
+        for key, value in _read(files, "tokenizer_config.json").items()
+        if key not in ("max_length", "stride", "padding_side", "truncation_strategy", "name_or_path")
+    }
+    settings.update(special)
+    settings["model_max_length"] = ranker.spec.max_length
+    settings.setdefault("tokenizer_class", _TOKENIZER_CLASSES[ranker.spec.family])
+    if tokenizer.get("truncation") or tokenizer.get("padding"):
+        tokenizer["truncation"] = tokenizer["padding"] = None
+        files["tokenizer.json"] = _dump(tokenizer)
+    files["tokenizer_config.json"] = _dump(settings)
+    files["special_tokens_map.json"] = _dump(special)
+    model = tokenizer.get("model", {})
+    if "vocab.txt" not in files and model.get("type") == "WordPiece":
+        words = sorted(model["vocab"], key=model["vocab"].__getitem__)
+        files["vocab.txt"] = ("\n".join(words) + "\n").encode()
+    return files
+
+
+def _special_tokens(spec: RankerSpec, tokenizer: dict[str, Any], files: Mapping[str, bytes]) -> dict[str, str]:
+    """Return role to token text, as the files say, else by the usual spellings."""
+    vocabulary = tokenizer.get("model", {}).get("vocab") or {}
+    pairs = vocabulary.items() if isinstance(vocabulary, dict) else ((w, i) for i, (w, *_) in enumerate(vocabulary))
+    known = {text: index for text, index in pairs}
+    known.update({token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])})
+    pad = next((text for text, index in known.items() if index == spec.pad_id), None)
+    if pad is None:
+        raise InputError(
+            Fault(source="tokenizer.json", found=f"no token with the id {spec.pad_id}", allowed="the spec's pad_id")
+        )
+    special = {"pad_token": pad}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        for key, value in _read(files, name).items():
+            text = value.get("content") if isinstance(value, dict) else value
+            if key in _ROLES and isinstance(text, str):
+                special.setdefault(key, text)
+    for role, spellings in _ROLES.items():
+        found = next((text for text in spellings if text in known), None)
+        if found:
+            special.setdefault(role, found)
+    return special
+
+
+def _read(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
+    return json.loads(files[name]) if name in files else {}
+
+
+def _dump(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

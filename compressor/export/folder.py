@@ -1,0 +1,137 @@
+"""The universal folder: one export that every common reranker runtime can load."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compressor.export.configs import tokenizer_files, write_config
+from compressor.export.encoder import write_graph
+from compressor.export.graph import Dialect
+from compressor.export.manifest import COMPANION_FILE, MAIN_FILE, PORTABLE_FILE, make_manifest
+from compressor.export.model_card import write_model_card
+from compressor.export.parity import Parity, check_parity, parity_batches
+from compressor.passes.quantize import round_spec
+from compressor.ranker.cost import linears_of
+from compressor.ranker.ranker import Ranker
+from compressor.ranker.spec import Int8Dynamic, Int8Rows
+from compressor.runtime.folder import MANIFEST
+from compressor.storage import read_json, whole_folder, write_json
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportReport:
+    """What an export wrote.
+
+    Attributes:
+        folder: the universal folder.
+        manifest: its ``rankpress.json``.
+        parity: agreement with torch, one record per ONNX file.
+        seconds: how long it took, parity included.
+    """
+
+    folder: Path
+    manifest: dict[str, Any]
+    parity: tuple[Parity, ...]
+    seconds: float
+
+
+def export_folder(
+    ranker: Ranker,
+    folder: Path,
+    *,
+    manifest: Mapping[str, Any],
+    calibration_pairs: Sequence[tuple[str, str]] = (),
+    int8_companion: bool = True,
+    portable: bool = False,
+) -> ExportReport:
+    """Write the universal folder; it appears whole, or not at all.
+
+    Args:
+        ranker: what to export. Its spec decides what ``onnx/model.onnx`` is.
+        folder: where to; one that exists is replaced.
+        manifest: entries to add to ``rankpress.json``: recipe, teacher, data.
+        calibration_pairs: (query, document) texts on which ONNX and torch are compared, beside made-up rows.
+        int8_companion: add ``onnx/model_quantized.onnx`` where the main file is fp32.
+        portable: add ``onnx/model_portable.onnx``, the same ranker in standard ops.
+
+    Raises:
+        RunError: an ONNX file does not score as the ranker does; nothing is written.
+        InputError: the tokenizer's files do not fit the spec.
+    """
+    start = time.monotonic()
+    batches = parity_batches(ranker, calibration_pairs)
+    with whole_folder(folder) as partial:
+        (partial / "onnx").mkdir()
+        agreement, scores = _write_checked(ranker, partial / MAIN_FILE, "ort", batches)
+        records = [agreement]
+        entries = [asdict(agreement)]
+        if int8_companion and is_float(ranker):
+            rounded = int8_version(ranker)
+            agreement, rounded_scores = _write_checked(rounded, partial / COMPANION_FILE, "ort", batches)
+            records.append(agreement)
+            entries.append({**asdict(agreement), "against_main_file": _agreement(scores, rounded_scores)})
+        if portable:
+            agreement, _ = _write_checked(ranker, partial / PORTABLE_FILE, "portable", batches)
+            records.append(agreement)
+            entries.append(asdict(agreement))
+        _write_small_files(ranker, partial)
+        whole = make_manifest(ranker, partial, entries, {"kind": _kind(ranker), **manifest})
+        write_json(partial / MANIFEST, whole)
+        write_model_card(partial, whole, None)
+    return ExportReport(
+        folder=folder, manifest=whole, parity=tuple(records), seconds=round(time.monotonic() - start, 3)
+    )
+
+
+def is_float(ranker: Ranker) -> bool:
+    """Whether all linears compute in fp32."""
+    return all(linear.precision.kind == "fp32" for _, linear in linears_of(ranker.spec))
+
+
+def int8_version(ranker: Ranker) -> Ranker:
+    """Return the ranker in dynamic int8, tables included, head in fp32."""
+    return ranker.changed(spec=round_spec(ranker.spec, Int8Dynamic(), Int8Rows()))
+
+
+def _write_checked(
+    ranker: Ranker, path: Path, dialect: Dialect, batches: Sequence[dict[str, np.ndarray]]
+) -> tuple[Parity, np.ndarray]:
+    path.write_bytes(write_graph(ranker.spec, ranker.weights, dialect).SerializeToString())
+    return check_parity(ranker, path, batches)
+
+
+def _write_small_files(ranker: Ranker, folder: Path) -> None:
+    stock = _write_stock_checkpoint(ranker, folder)
+    write_json(folder / "config.json", write_config(ranker, stock))
+    (folder / "spec.json").write_text(ranker.spec.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    for name, content in tokenizer_files(ranker).items():
+        (folder / name).write_bytes(content)
+
+
+def _write_stock_checkpoint(ranker: Ranker, folder: Path) -> dict[str, Any] | None:
+    """Write ``model.safetensors`` where the spec can be a stock checkpoint, and return the checkpoint's config."""
+    try:
+        from compressor.families import can_be_stock, stock_checkpoint
+    except ImportError:
+        return None
+    if not can_be_stock(ranker.spec):
+        return None
+    stock_checkpoint(ranker, folder)
+    config: dict[str, Any] = read_json(folder / "config.json")
+    return config
+
+
+def _kind(ranker: Ranker) -> str:
+    return "cross_encoder" if ranker.spec.output_name == "logits" else "bi_encoder"
+
+
+def _agreement(scores: np.ndarray, others: np.ndarray) -> dict[str, float]:
+    """Say how far results lie from the main file's: over all rows and components."""
+    gaps = np.abs(scores - others)
+    return {"max_difference": float(gaps.max()), "mean_difference": float(gaps.mean()), "spread": float(scores.std())}

@@ -1,0 +1,89 @@
+"""`rankpress.json`: what a folder is, where it came from, and what lies in it."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from compressor import __version__
+from compressor.ranker.ranker import Ranker
+from compressor.runtime.folder import MAIN_FILE_KEY, MANIFEST
+from compressor.storage import sha256_file
+
+MAIN_FILE = "onnx/model.onnx"
+COMPANION_FILE = "onnx/model_quantized.onnx"
+PORTABLE_FILE = "onnx/model_portable.onnx"
+CARD = "README.md"
+_ROLES = {
+    MAIN_FILE: "main",
+    COMPANION_FILE: "companion: the main file in dynamic int8",
+    PORTABLE_FILE: "portable: the main file in standard ops",
+    "model.safetensors": "checkpoint: loads with transformers and sentence-transformers",
+    "spec.json": "shape",
+    "config.json": "settings",
+}
+_PACKAGES = ("torch", "transformers", "onnx", "onnxruntime", "tokenizers", "numpy")
+# What decides how fast, and on old CPUs how exactly, int8 runs.
+_FLAGS = frozenset(
+    ["avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16", "asimd", "asimddp", "i8mm", "sve"]
+)
+
+
+def make_manifest(
+    ranker: Ranker, folder: Path, parity: list[dict[str, Any]], more: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the manifest of a folder whose files are all written, the card apart.
+
+    Args:
+        ranker: what was exported.
+        folder: holds the files.
+        parity: agreement of each ONNX file with torch.
+        more: the caller's entries (recipe, teacher, data); a key of ours is refused.
+    """
+    manifest: dict[str, Any] = {
+        "schema": 1,
+        "rankpress": __version__,
+        MAIN_FILE_KEY: MAIN_FILE,
+        "fingerprint": ranker.fingerprint,
+        "files": {
+            path.relative_to(folder).as_posix(): _entry(folder, path)
+            for path in sorted(folder.rglob("*"))
+            if path.is_file() and path.name not in (CARD, MANIFEST)
+        },
+        "parity": parity,
+        "history": [record.model_dump(mode="json") for record in ranker.history],
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+        "exported_on": cpu(),
+    }
+    clash = manifest.keys() & more.keys()
+    if clash:
+        raise ValueError(f"the manifest writes these keys itself: {', '.join(sorted(clash))}")
+    return {**manifest, **more}
+
+
+def cpu() -> dict[str, Any]:
+    """Return this machine's CPU model, and those of its instruction sets that matter to a ranker."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.is_file() else []
+    values = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    flags = values.get("flags", values.get("Features", "")).split()
+    return {
+        "machine": platform.machine(),
+        "cpu": values.get("model name", platform.processor()),
+        "cpu_flags": sorted(_FLAGS.intersection(flags)),
+    }
+
+
+def _entry(folder: Path, path: Path) -> dict[str, Any]:
+    role = _ROLES.get(path.relative_to(folder).as_posix(), "tokenizer")
+    return {"role": role, "size_bytes": path.stat().st_size, "sha256": sha256_file(path)}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,154 @@
+"""Does the ONNX file score as the torch module does? Asked of every file at every export."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from compressor.errors import RunError
+from compressor.ranker.cost import linears_of
+from compressor.ranker.ranker import Ranker
+from compressor.ranker.spec import RankerSpec
+from compressor.runtime.batching import padded, token_budget_batches
+from compressor.runtime.session import open_session
+
+BATCH_SHAPES = ((1, 16), (7, 33), (3, 512))  # rows, tokens of the longest row
+TOP = 10
+_N_PAIRS = 24
+_BATCH_TOKENS = 4096
+_FLOAT_TOLERANCE = 1e-4
+_NOISE_FACTOR = 5.0
+_FLOAT_CAUSE = "fp32 sums in another order"
+_INT8_CAUSE = (
+    "8-bit rounding: a change in the last bits pushes activations over a rounding step, and so on from layer to layer; "
+    "allowed is 5 times the movement of the torch simulation when its biases and gains change by one part in a million"
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parity:
+    """How an ONNX file agrees with the torch module of the same spec.
+
+    Attributes:
+        file: the file's name.
+        max_difference: largest absolute difference of a score (of a component, for embeddings).
+        rms_difference: root of the mean squared difference.
+        allowed_max: the largest difference that is tolerated.
+        allowed_rms: the root mean square that is tolerated.
+        cause: why there is a difference.
+        n_rows: rows that were compared.
+    """
+
+    file: str
+    max_difference: float
+    rms_difference: float
+    allowed_max: float
+    allowed_rms: float
+    cause: str
+    n_rows: int
+
+
+def parity_batches(ranker: Ranker, pairs: Sequence[tuple[str, str]]) -> list[dict[str, np.ndarray]]:
+    """Return padded batches to compare on: made-up rows in `BATCH_SHAPES`, then real pairs, if there are any."""
+    batches = list(_made_up(ranker.spec))
+    if pairs:
+        bi_encoder = ranker.spec.output_name == "embedding"
+        some = list(pairs[:_N_PAIRS])
+        texts = [text for pair in some for text in pair]
+        encoded = ranker.tokenizer.encode_texts(texts) if bi_encoder else ranker.tokenizer.encode_pairs(some)
+        for rows in token_budget_batches(encoded.lengths, _BATCH_TOKENS):
+            batches.append(padded(encoded, rows, ranker.spec.pad_id))
+    return batches
+
+
+def check_parity(ranker: Ranker, path: Path, batches: Sequence[dict[str, np.ndarray]]) -> tuple[Parity, np.ndarray]:
+    """Compare an ONNX file with the torch module.
+
+    Args:
+        ranker: the reference; its module simulates the spec's precisions.
+        path: the ONNX file.
+        batches: padded inputs, from `parity_batches`.
+
+    Returns:
+        The agreement, and the file's results for all rows, float32 ``[n, 1 or width]``.
+
+    Raises:
+        RunError: scores differ by more than the tolerance, or the first `TOP` places do beyond near ties.
+    """
+    expected = torch_results(ranker, batches)
+    session = open_session(path)
+    names = [node.name for node in session.get_inputs()]
+    found = np.concatenate([session.run(None, {name: batch[name] for name in names})[0] for batch in batches])
+    if found.shape != expected.shape:
+        raise RunError(f"{path.name} gives the shape {list(found.shape)}, the ranker {list(expected.shape)}")
+    largest, rms = _distance(found, expected)
+    allowed_max = allowed_rms = _FLOAT_TOLERANCE
+    is_int8 = any(linear.precision.kind != "fp32" for _, linear in linears_of(ranker.spec))
+    if is_int8:
+        noise = _distance(torch_results(_nudged(ranker), batches), expected)
+        allowed_max, allowed_rms = (max(_FLOAT_TOLERANCE, _NOISE_FACTOR * part) for part in noise)
+    parity = Parity(
+        file=path.name, max_difference=largest, rms_difference=rms, allowed_max=allowed_max, allowed_rms=allowed_rms,
+        cause=_INT8_CAUSE if is_int8 else _FLOAT_CAUSE, n_rows=len(expected),
+    )  # fmt: skip
+    if not (largest <= allowed_max and rms <= allowed_rms):  # NaN too
+        raise RunError(
+            f"{path.name} does not score as the ranker does: over {len(expected)} rows scores differ by up to "
+            f"{largest:.3g} (allowed {allowed_max:.3g}), by {rms:.3g} in the mean (allowed {allowed_rms:.3g})"
+        )
+    if found.shape[1] == 1:
+        _check_order(path.name, expected[:, 0], found[:, 0], near=2 * allowed_max)
+    return parity, found
+
+
+def _distance(found: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
+    gaps = np.abs(found.astype(np.float64) - expected)
+    return float(gaps.max()), float(np.sqrt((gaps**2).mean()))
+
+
+def _nudged(ranker: Ranker) -> Ranker:
+    """Return the ranker with biases and gains changed by one part in a million: what its rounding makes of noise."""
+    generator = torch.Generator().manual_seed(0)
+
+    def nudge(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor * (1 + 1e-6 * torch.randn(tensor.shape, generator=generator)) if tensor.dim() == 1 else tensor
+
+    return ranker.changed(weights={name: nudge(tensor) for name, tensor in ranker.weights.items()})
+
+
+def torch_results(ranker: Ranker, batches: Sequence[dict[str, np.ndarray]]) -> np.ndarray:
+    """Return the torch module's results for all rows, float32 ``[n, 1 or width]``."""
+    with torch.inference_mode():
+        inputs = ({name: torch.from_numpy(array) for name, array in batch.items()} for batch in batches)
+        return np.concatenate([ranker.module(**batch).float().numpy() for batch in inputs])
+
+
+def _check_order(name: str, expected: np.ndarray, found: np.ndarray, near: float) -> None:
+    """Refuse a first `TOP` in which a row stands before one that the reference scores higher by more than ``near``."""
+    best = np.argsort(-found, kind="stable")[:TOP]
+    for place, row in enumerate(best):
+        rest = np.setdiff1d(np.arange(len(found)), best[:place])
+        lead = float(expected[rest].max() - expected[row])
+        if lead > near:
+            raise RunError(f"{name} ranks otherwise than the ranker: place {place + 1} is off by {lead:.3g}")
+
+
+def _made_up(spec: RankerSpec) -> Iterator[dict[str, np.ndarray]]:
+    generator = np.random.default_rng(0)
+    for n_rows, n_tokens in BATCH_SHAPES:
+        longest = min(n_tokens, spec.max_length)
+        lengths = generator.integers(1, longest + 1, n_rows)
+        lengths[0] = longest
+        shape = (n_rows, longest)
+        mask = (np.arange(longest) < lengths[:, None]).astype(np.int64)
+        segments = spec.embeddings.segments.rows if spec.embeddings.segments else 1
+        ids = generator.integers(0, spec.embeddings.tokens.rows, shape)
+        yield {
+            "input_ids": np.where(mask == 1, ids, spec.pad_id).astype(np.int64),
+            "attention_mask": mask,
+            "token_type_ids": generator.integers(0, segments, shape) * mask,
+        }
