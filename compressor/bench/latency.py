@@ -1,0 +1,207 @@
+"""Latency of several rows, in interleaved rounds.
+
+A machine's speed drifts: clocks, neighbors, caches. So all rows stand loaded side by side, each in its own process,
+and take turns: one query to every row, in an order drawn anew, then the next query. A ratio of two rows is taken
+within one such turn, seconds apart, and what drifts from turn to turn cancels.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import numpy as np
+
+from compressor.bench.rows import RowSpec
+from compressor.bench.schema import Latency
+from compressor.bench.worker_process import WorkerProcess
+from compressor.bench.workload import TimedQuery
+from compressor.gate_settings import BenchSettings
+from compressor.progress import progress
+
+# Thread pools spin for some milliseconds after their work; the next row must not pay for it.
+_SETTLE_S = 0.05
+_INTERVAL_RESAMPLES = 2_000
+_INTERVAL_LEVEL = 0.05
+_FEWEST_ROUNDS, _FEWEST_QUERIES = 2, 5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowTimes:
+    """What one row took at one thread count.
+
+    Attributes:
+        tokenize_s, forward_s: float64 [rounds, queries].
+        scores: per timed query, float32 [k], from the first round.
+        lengths: tokens of every pair of the workload.
+    """
+
+    tokenize_s: np.ndarray
+    forward_s: np.ndarray
+    scores: list[np.ndarray]
+    lengths: np.ndarray
+    load_s: float
+    import_s: float
+    peak_memory_bytes: int
+    weights_path: str
+
+    @property
+    def total_s(self) -> np.ndarray:
+        """Seconds per query, float64 [rounds, queries]."""
+        return self.tokenize_s + self.forward_s
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Timing:
+    """All rows at one thread count; ``notes`` says what was cut to keep the time budget."""
+
+    threads: int
+    rows: dict[str, RowTimes]
+    notes: tuple[str, ...]
+
+
+def measure_latency(
+    rows: Sequence[RowSpec], workload: Sequence[TimedQuery], settings: BenchSettings, *, threads: int
+) -> Timing:
+    """Time every row on every query of the workload, in interleaved rounds.
+
+    Raises:
+        InputError, RunError: a row cannot be loaded or run; names it.
+    """
+    with ExitStack() as stack:
+        workers = []
+        with progress(f"Loading {len(rows)} rows, {threads} thread(s)", len(rows)) as advance:
+            for row in rows:
+                worker = WorkerProcess(row, threads, padded_batch_pairs=settings.padded_batch_pairs)
+                workers.append(stack.enter_context(worker))
+                advance()
+        turn_s = _warm_up(workers, workload[: settings.warmup_queries])
+        plan = plan_rounds(turn_s, len(workload), settings)
+        queries = workload[: plan.n_queries]
+        tokenize_s = np.zeros((len(rows), plan.rounds, len(queries)))
+        forward_s = np.zeros_like(tokenize_s)
+        first: list[list[dict[str, list[float]]]] = [[] for _ in rows]
+        rng = np.random.default_rng(settings.seed)
+        turns = plan.rounds * len(queries) * len(rows)
+        with progress(f"Timing, {threads} thread(s)", turns) as advance:
+            for turn in range(plan.rounds):
+                for q, query in enumerate(queries):
+                    for r in rng.permutation(len(rows)):
+                        reply = workers[r].score(query.pairs)
+                        tokenize_s[r, turn, q], forward_s[r, turn, q] = reply["tokenize_s"], reply["forward_s"]
+                        if turn == 0:
+                            first[r].append(reply)
+                        time.sleep(_SETTLE_S)
+                        advance()
+        times = {
+            row.name: RowTimes(
+                tokenize_s=tokenize_s[r], forward_s=forward_s[r],
+                scores=[np.array(reply["scores"], dtype=np.float32) for reply in first[r]],
+                lengths=np.concatenate([np.array(reply["lengths"], dtype=np.int64) for reply in first[r]]),
+                load_s=workers[r].load_s, import_s=workers[r].import_s,
+                peak_memory_bytes=workers[r].peak_memory_bytes(), weights_path=str(workers[r].weights_path),
+            )
+            for r, row in enumerate(rows)
+        }  # fmt: skip
+    return Timing(threads=threads, rows=times, notes=plan.notes)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoundPlan:
+    """How many rounds and queries fit the time budget."""
+
+    rounds: int
+    n_queries: int
+    expected_s: float
+    notes: tuple[str, ...] = ()
+
+
+def plan_rounds(turn_s: float, n_queries: int, settings: BenchSettings) -> RoundPlan:
+    """Cut rounds, then queries, until the expected time fits this thread count's share of the budget.
+
+    Args:
+        turn_s: seconds for one query on all rows.
+    """
+    rounds = settings.rounds
+    if settings.time_budget_s is not None:
+        turns = max(1, int(settings.time_budget_s / len(settings.threads) / max(turn_s, 1e-9)))
+        rounds = min(rounds, max(min(_FEWEST_ROUNDS, rounds), turns // n_queries))
+        wanted = n_queries
+        n_queries = min(wanted, max(min(_FEWEST_QUERIES, wanted), turns // rounds))
+        if (rounds, n_queries) != (settings.rounds, wanted):
+            note = (
+                f"the time budget of {settings.time_budget_s:g} s left room for {rounds} rounds of {n_queries} queries "
+                f"({settings.rounds} of {wanted} asked)"
+            )
+            return RoundPlan(rounds=rounds, n_queries=n_queries, expected_s=turn_s * rounds * n_queries, notes=(note,))
+    return RoundPlan(rounds=rounds, n_queries=n_queries, expected_s=turn_s * rounds * n_queries)
+
+
+def _warm_up(workers: Sequence[WorkerProcess], queries: Sequence[TimedQuery]) -> float:
+    """Let every row rank some queries; return the seconds that the last of them took on all rows."""
+    turn_s = 0.0
+    with progress("Warming up", len(workers) * len(queries)) as advance:
+        for query in queries:
+            start = time.perf_counter()
+            for worker in workers:
+                worker.score(query.pairs)
+                time.sleep(_SETTLE_S)
+                advance()
+            turn_s = time.perf_counter() - start
+    return turn_s
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Speedup:
+    """How many times as fast: a median of paired ratios, each end of the interval a one-sided 95 % bound."""
+
+    ratio: float
+    low: float
+    high: float
+
+
+def speedup(baseline_s: np.ndarray, row_s: np.ndarray, *, seed: int = 0) -> Speedup:
+    """Compare two rows' times, float64 [rounds, queries], taken in the same turns.
+
+    The speed-up is the median over all turns of baseline time / row time. A ratio of total times would let one long
+    query, or one hiccup of the machine, speak for all. The interval resamples queries, and rounds within each: turns
+    of one query resemble each other, and more rounds do not make more queries.
+    """
+    ratios = baseline_s / row_s
+    n_rounds, n_queries = ratios.shape
+    rng = np.random.default_rng(seed)
+    chosen = rng.integers(0, n_queries, (_INTERVAL_RESAMPLES, n_queries, 1))
+    turns = rng.integers(0, n_rounds, (_INTERVAL_RESAMPLES, n_queries, n_rounds))
+    medians = np.median(ratios[turns, chosen].reshape(_INTERVAL_RESAMPLES, -1), axis=1)
+    low, high = np.quantile(medians, [_INTERVAL_LEVEL, 1 - _INTERVAL_LEVEL])
+    return Speedup(ratio=float(np.median(ratios)), low=float(low), high=float(high))
+
+
+def latency_figures(timing: Timing, row: str, references: Sequence[str], n_pairs: np.ndarray) -> Latency:
+    """Put one row's times into report form.
+
+    Args:
+        references: rows that speed-ups refer to; the row itself is left out.
+        n_pairs: pairs of each timed query.
+    """
+    times = timing.rows[row]
+    total_s = times.total_s
+    p50, p95, p99 = np.quantile(total_s, [0.5, 0.95, 0.99]) * 1e3
+    ratios = {name: speedup(timing.rows[name].total_s, total_s) for name in references if name != row}
+    return Latency(
+        threads=timing.threads,
+        p50_ms=_rounded(p50), p95_ms=_rounded(p95), p99_ms=_rounded(p99),
+        tokenize_p50_ms=_rounded(np.median(times.tokenize_s) * 1e3),
+        forward_p50_ms=_rounded(np.median(times.forward_s) * 1e3),
+        pairs_per_s=_rounded(n_pairs[: total_s.shape[1]].sum() * total_s.shape[0] / total_s.sum()),
+        load_s=_rounded(times.load_s), import_s=_rounded(times.import_s), peak_memory_bytes=times.peak_memory_bytes,
+        speedup={name: _rounded(ratio.ratio) for name, ratio in ratios.items()},
+        speedup_interval={name: (_rounded(ratio.low), _rounded(ratio.high)) for name, ratio in ratios.items()},
+        samples_ms=[[_rounded(value * 1e3) for value in turn] for turn in total_s],
+    )  # fmt: skip
+
+
+def _rounded(value: float) -> float:
+    return round(float(value), 4)

@@ -1,0 +1,96 @@
+"""What the numbers were measured on."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from compressor.bench.schema import Machine
+
+# Flags that decide which kernels run; the rest of /proc/cpuinfo says nothing about a ranker.
+_ISA_FLAGS = (
+    "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16", "avx512_fp16",
+    "amx_tile", "amx_int8", "amx_bf16", "asimd", "asimddp", "asimdhp", "i8mm", "bf16", "sve", "sve2",
+)  # fmt: skip
+_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "numpy", "tokenizers", "torch", "transformers", "ir-measures", "onnx")
+
+
+def describe_machine() -> Machine:
+    """Describe CPU, memory, system and library versions; never imports the libraries."""
+    from compressor import __version__
+    from compressor.runtime.threads import available_threads
+
+    versions = {"python": platform.python_version(), "rankpress": __version__}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return Machine(
+        cpu=cpu_model(),
+        isa=list(isa_flags()),
+        logical_cpus=os.cpu_count() or 1,
+        available_threads=available_threads(),
+        cpu_quota=_cpu_quota(),
+        memory_bytes=_memory_bytes(),
+        os=f"{platform.system()} {platform.release()}",
+        architecture=platform.machine(),
+        versions=versions,
+    )
+
+
+def load_per_cpu() -> float | None:
+    """Return the load average of the last minute divided by the host's CPUs, or None where the system has none."""
+    try:
+        return os.getloadavg()[0] / (os.cpu_count() or 1)
+    except (AttributeError, OSError):
+        return None
+
+
+def cpu_model() -> str:
+    """Return the CPU's name as the system gives it."""
+    for key in ("model name", "Hardware", "cpu model"):
+        if found := _cpuinfo(key):
+            return found
+    return platform.processor() or platform.machine()
+
+
+def isa_flags() -> tuple[str, ...]:
+    """Return the instruction-set extensions that matter to matrix products; empty where the system hides them."""
+    flags = set((_cpuinfo("flags") or _cpuinfo("Features")).split())
+    return tuple(flag for flag in _ISA_FLAGS if flag in flags)
+
+
+def _cpuinfo(key: str) -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    for line in text.splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == key:
+            return value.strip()
+    return ""
+
+
+def _cpu_quota() -> float | None:
+    """Return the container's CPU limit in CPUs (cgroup v2, then v1), or None where there is none."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return None if quota == "max" else int(quota) / int(period)
+    except (OSError, ValueError):
+        pass
+    try:
+        limit = int(Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us").read_text())
+        return None if limit < 0 else limit / int(Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us").read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _memory_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None

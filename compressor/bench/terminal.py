@@ -1,0 +1,111 @@
+"""A report in the terminal, fit for 80 columns."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from compressor.bench.figures import (
+    ABSENT,
+    references,
+    shown_mb,
+    shown_ms,
+    shown_rate,
+    shown_ratio,
+    shown_share,
+)  # fmt: skip
+from compressor.bench.schema import Report, Row, Verdict, Verdict3
+
+_COLORS: dict[Verdict3, str] = {"pass": "green", "fail": "red", "undecided": "yellow"}
+_MARKS: dict[Verdict3, str] = {"pass": "✓", "fail": "✗", "undecided": "?"}
+
+
+def print_report(report: Report, console: Console | None = None) -> None:
+    """Print quality, speed and size of every row, notes, and the gate's checks."""
+    console = console or Console()
+    machine = report.machine
+    runtime = machine.versions.get("onnxruntime", ABSENT)
+    console.print(f"\n[bold]{escape(report.title)}[/bold]", highlight=False)
+    console.print(
+        f"{escape(machine.cpu)}, {machine.available_threads} of {machine.logical_cpus} CPUs, onnxruntime {runtime}",
+        style="dim", highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    for data in report.data:
+        console.print(_quality_table(report, data))
+    for place in range(len(report.rows[0].latency)):
+        console.print(_speed_table(report, place))
+    for note in report.notes:
+        console.print(f"[yellow]![/yellow] {escape(note)}", highlight=False)
+    if report.gate:
+        print_verdict(report.gate, console)
+
+
+def print_verdict(verdict: Verdict, console: Console | None = None) -> None:
+    """Print every check as a sentence, then the verdict."""
+    console = console or Console()
+    for check in verdict.checks:
+        color, mark = _COLORS[check.verdict], _MARKS[check.verdict]
+        console.print(f"[{color}]{mark}[/{color}] {escape(check.sentence)}", highlight=False, soft_wrap=True)
+    color = _COLORS[verdict.verdict]
+    console.print(f"[bold {color}]Gate: {escape(verdict.sentence)}[/bold {color}]", highlight=False, soft_wrap=True)
+
+
+def _quality_table(report: Report, data: str) -> Table:
+    summary = report.data[data]
+    table = _table(f"{escape(data)}: {summary.n_queries:,} queries, {len(summary.judged_ids):,} judged")
+    measures = report.settings.measures if summary.judged_ids else ()
+    for measure in measures:
+        _add_numbers(table, measure, "loss", "<")
+    _add_numbers(table, "τ", "top 10")
+    for row in report.rows:
+        cells = []
+        for measure in measures:
+            found = row.quality[data][measure]
+            mean = report.row(report.teacher).quality[data][measure].mean
+            bound = shown_share(found.loss_bound / mean) if found.loss_bound is not None and mean else ""
+            loss = shown_share(found.loss_share) if found.loss_share is not None else ""
+            cells += [f"{found.mean:.4f}", loss, f"[dim]{bound}[/dim]"]
+        figures = row.agreement[data]
+        cells += [f"{figures[name].mean:.3f}" if name in figures else ABSENT for name in ("kendall_tau", "overlap@10")]
+        table.add_row(_name(report, row), *cells)
+    shared = "τ, top 10: Kendall's τ and shared top ten with the teacher"
+    table.caption = ("loss to the teacher, <: below this with 95 % confidence; " if measures else "") + shared
+    return table
+
+
+def _speed_table(report: Report, place: int) -> Table:
+    work = report.workload
+    threads = report.rows[0].latency[place].threads
+    per_query = work.n_pairs / max(1, work.n_queries)
+    table = _table(f"{threads} thread{'s' * (threads != 1)}, {per_query:.0f} candidates a query")
+    against = references(report)
+    _add_numbers(table, "p50 ms", "p95 ms", "pairs/s", *(f"× {name}" for name in against), "file MB", "mem. MB")
+    for row in report.rows:
+        one = row.latency[place]
+        table.add_row(
+            _name(report, row), shown_ms(one.p50_ms), shown_ms(one.p95_ms), shown_rate(one.pairs_per_s),
+            *(shown_ratio(one.speedup[name]) if name in one.speedup else ABSENT for name in against),
+            shown_mb(row.size_bytes), shown_mb(one.peak_memory_bytes),
+        )  # fmt: skip
+    table.caption = "×: how many times as fast, median of ratios within a round"
+    return table
+
+
+def _table(title: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", caption_justify="left", box=box.SIMPLE_HEAD,
+                  padding=(0, 1), show_edge=False)  # fmt: skip
+    table.add_column("row", overflow="fold")
+    return table
+
+
+def _add_numbers(table: Table, *heads: str) -> None:
+    for head in heads:
+        # Long names of baselines may break over lines; numbers never.
+        table.add_column(head.replace("_", "_\u200b"), justify="right", overflow="fold", min_width=6)
+
+
+def _name(report: Report, row: Row) -> str:
+    name = escape(row.name) + (" (teacher)" if row.name == report.teacher else "")
+    return f"[bold]{name}[/bold]" if row.kind == "ranker" else name
