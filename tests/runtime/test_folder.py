@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from compressor.errors import InputError
+from compressor.runtime.folder import choose_onnx_file
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "m" / "onnx").mkdir(parents=True)
+    return tmp_path / "m"
+
+
+def put(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).write_bytes(b"x")
+
+
+def message(folder: Path, file: str | None = None) -> str:
+    with pytest.raises(InputError) as caught:
+        choose_onnx_file(folder, file)
+    return str(caught.value)
+
+
+def test_order_of_choice(folder: Path) -> None:
+    put(folder, "model.onnx")
+    assert choose_onnx_file(folder) == folder / "model.onnx"
+    put(folder, "onnx/model.onnx", "onnx/model_quantized.onnx", "onnx/portable.onnx")
+    assert choose_onnx_file(folder) == folder / "onnx/model.onnx"
+    (folder / "rankpress.json").write_text("{}")
+    assert choose_onnx_file(folder) == folder / "onnx/model.onnx"
+    (folder / "rankpress.json").write_text('{"main_file": "onnx/model_quantized.onnx"}')
+    assert choose_onnx_file(folder) == folder / "onnx/model_quantized.onnx"
+    assert choose_onnx_file(folder, "onnx/portable.onnx") == folder / "onnx/portable.onnx"
+
+
+def test_no_such_folder(tmp_path: Path) -> None:
+    assert message(tmp_path / "org/model") == (
+        f"{tmp_path}/org/model: found no such folder; allowed: the folder of an exported ranker; "
+        "download hub models first"
+    )
+
+
+def test_a_file_instead_of_a_folder(folder: Path) -> None:
+    put(folder, "model.onnx")
+    assert message(folder / "model.onnx").endswith("name the folder, and the file in it with file=")
+
+
+def test_no_onnx_file(folder: Path) -> None:
+    start = f"{folder}: found no ONNX file; allowed: onnx/model.onnx or model.onnx"
+    assert message(folder) == start
+    put(folder, "model.safetensors")
+    assert message(folder) == (
+        f"{start}; this is a torch checkpoint: 'rankpress compress' with an empty 'passes:' exports it as it is"
+    )
+    put(folder, "onnx/model_O2.onnx", "a.onnx")
+    assert message(folder) == f"{start}; choose one with file=: a.onnx, onnx/model_O2.onnx"
+
+
+def test_the_file_asked_for_is_missing(folder: Path) -> None:
+    put(folder, "onnx/model.onnx")
+    assert message(folder, "onnx/modle.onnx") == (
+        f"{folder}: file: found 'onnx/modle.onnx', which is not in the folder; allowed: onnx/model.onnx; "
+        "did you mean 'onnx/model.onnx'?"
+    )
+
+
+@pytest.mark.parametrize("name", ["../other.onnx", "/etc/passwd", "onnx/../../x.onnx"])
+def test_names_that_leave_the_folder(folder: Path, name: str) -> None:
+    put(folder, "onnx/model.onnx")
+    assert message(folder, name) == f"{folder}: found the file name {name!r}; allowed: names inside the folder"
+    (folder / "rankpress.json").write_text(json.dumps({"main_file": name}))
+    assert "allowed: names inside the folder" in message(folder)
+
+
+@pytest.mark.parametrize(
+    ("manifest", "expected"),
+    [
+        ('{"main_file": "x.onnx"}', "main_file: found 'x.onnx', which is not in the folder; allowed: onnx/model.onnx"),
+        ('{"main_file": 3}', "main_file: found 3; allowed: a file name"),
+        ("[]", "found a JSON list; allowed: a JSON object"),
+        ("{", "line 1: found broken JSON"),
+    ],
+)  # fmt: skip
+def test_broken_manifest(folder: Path, manifest: str, expected: str) -> None:
+    put(folder, "onnx/model.onnx")
+    (folder / "rankpress.json").write_text(manifest)
+    assert message(folder).startswith(f"{folder}/rankpress.json: {expected}")
