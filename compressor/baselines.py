@@ -128,10 +128,15 @@ def _logits_of(model: Module, names: Sequence[str]) -> Module:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
+    """Keep the exporter and transformers from printing into our progress."""
+    from transformers.utils import logging as transformers_logging
+
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
+        transformers_logging.disable_progress_bar()
         try:
             yield
         finally:
+            transformers_logging.enable_progress_bar()
             logging.disable(logging.NOTSET)

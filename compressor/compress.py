@@ -20,6 +20,7 @@ from compressor.console import say
 from compressor.data import RankingData, check_disjoint, load_data
 from compressor.data_reference import DataReference
 from compressor.errors import EXIT_PASS, Fault, InputError
+from compressor.measured_card import add_measurement
 from compressor.passes.contract import Need
 from compressor.pipeline import TOKENS_PER_PAIR, Stage, check_recipe, make_plan, make_stages, run_passes
 from compressor.plan import Plan
@@ -174,11 +175,12 @@ def run(prepared: Prepared) -> int:
         ranker,
         out / "model",
         manifest=_manifest(prepared),
-        parity_pairs=_parity_pairs(prepared),
+        calibration_pairs=_parity_pairs(prepared),
         int8_companion=recipe.export.int8_companion,
         portable=recipe.export.portable,
     )
-    say(exported.summary)
+    for one in exported.parity:
+        say(f"  {one.summary}")
     if not desk.tests:
         say(f"wrote {out / 'model'}; the recipe names no data.test, so nothing was measured")
         return EXIT_PASS
@@ -187,8 +189,6 @@ def run(prepared: Prepared) -> int:
 
 
 def _measure(prepared: Prepared, baselines: list[RowSpec], ranker: Ranker) -> int:
-    from compressor.export import add_measurement
-
     recipe, out = prepared.recipe, prepared.out
     report = run_bench(
         [*baselines, RowSpec(name=prepared.name, folder=out / "model")],
@@ -247,7 +247,7 @@ def _manifest(prepared: Prepared) -> dict[str, Any]:
     return {
         "name": prepared.name,
         "recipe": prepared.recipe.dump(),
-        "teacher": {"reference": prepared.recipe.teacher, "fingerprint": prepared.teacher},
+        "teacher": {"name": prepared.recipe.teacher, "fingerprint": prepared.teacher},
         "data": {
             **{need: named(data) for need, data in prepared.desk.seen.items()},
             "test": [named(data) for data in prepared.desk.tests],

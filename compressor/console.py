@@ -24,7 +24,7 @@ def show_plan(plan: Plan) -> None:
     table = Table(title=f"Plan of {plan.recipe}", title_justify="left")
     table.add_column("step")
     table.add_column("settings", overflow="fold")
-    for name in ("layers", "parameters", f"multiply-adds per pair of {plan.tokens_per_pair} tokens"):
+    for name in ("layers", "parameters", f"MACs, {plan.tokens_per_pair} tokens"):
         table.add_column(name, justify="right")
     table.add_column("needs")
     table.add_column("state")

@@ -207,4 +207,5 @@ def _placed(recipe: Recipe) -> Iterable[tuple[str, Pass]]:
 
 
 def _settings_text(step: Pass) -> str:
-    return ", ".join(f"{key}: {value}" for key, value in step.model_dump(mode="json").items())
+    """Return the settings that the user wrote; all of them stand in the resolved recipe."""
+    return ", ".join(f"{key}: {value}" for key, value in step.model_dump(mode="json", exclude_unset=True).items())

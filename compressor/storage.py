@@ -70,15 +70,21 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        InputError: the file is missing or is not JSON; names the line.
+        InputError: the file is missing, cannot be read, or is not JSON; names the line.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(Fault(source=path, found="no such file")) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise unreadable(path, error) from None
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         where = f"line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise InputError(Fault(source=path, where=where, found=f"broken JSON ({error})")) from None
+
+
+def unreadable(path: Path, error: OSError) -> InputError:
+    """Return the error to raise for a file that could not be opened: it is missing, a folder, or closed to us."""
+    missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+    return InputError(Fault(source=path, found="no such file" if missing else f"a file that cannot be read ({error})"))
 
 
 def inside(folder: Path, name: str) -> Path:

@@ -16,6 +16,7 @@ from compressor.export.graph import Dialect
 from compressor.export.manifest import COMPANION_FILE, MAIN_FILE, PORTABLE_FILE, make_manifest
 from compressor.export.model_card import write_model_card
 from compressor.export.parity import Parity, check_parity, parity_batches
+from compressor.families import can_be_stock, stock_checkpoint
 from compressor.passes.quantize import round_spec
 from compressor.ranker.cost import linears_of
 from compressor.ranker.ranker import Ranker
@@ -116,11 +117,7 @@ def _write_small_files(ranker: Ranker, folder: Path) -> None:
 
 def _write_stock_checkpoint(ranker: Ranker, folder: Path) -> dict[str, Any] | None:
     """Write ``model.safetensors`` where the spec can be a stock checkpoint, and return the checkpoint's config."""
-    try:
-        from compressor.families import can_be_stock, stock_checkpoint
-    except ImportError:
-        return None
-    if not can_be_stock(ranker.spec):
+    if can_be_stock(ranker.spec) is not None:
         return None
     stock_checkpoint(ranker, folder)
     config: dict[str, Any] = read_json(folder / "config.json")

@@ -51,6 +51,14 @@ class Parity:
     cause: str
     n_rows: int
 
+    @property
+    def summary(self) -> str:
+        """One line for a log."""
+        return (
+            f"{self.file}: {self.n_rows} rows agree with torch within {self.max_difference:.1e} "
+            f"(allowed {self.allowed_max:.1e}: {self.cause.split(':')[0]})"
+        )
+
 
 def parity_batches(ranker: Ranker, pairs: Sequence[tuple[str, str]]) -> list[dict[str, np.ndarray]]:
     """Return padded batches to compare on: made-up rows in `BATCH_SHAPES`, then real pairs, if there are any."""

@@ -136,7 +136,7 @@ def test_law_7_masked_equals_cut(verb, tiny_ranker, tiny_pairs, tiny_data):
 def test_law_8_onnx_agrees_with_torch(verb, dialect, tiny_ranker, tiny_pairs, tiny_data):
     import onnxruntime as ort
 
-    from compressor.export.encoder import write_graph
+    from compressor.export import write_graph
     from compressor.runtime.batching import padded
 
     result = apply(verb, CASES[verb].active, tiny_ranker, tiny_data)
