@@ -44,7 +44,7 @@ def vocabulary() -> list[str]:
     return [*SPECIALS, *characters, *(f"##{c}" for c in characters), *string.punctuation, *longer]
 
 
-def tokenizer_files() -> dict[str, bytes]:
+def tokenizer_files(document_segment: int = 1) -> dict[str, bytes]:
     """Return a BERT tokenizer's files, name to content; any ASCII text becomes known tokens."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
@@ -54,7 +54,7 @@ def tokenizer_files() -> dict[str, bytes]:
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        pair=f"[CLS] $A [SEP] $B:{document_segment} [SEP]:{document_segment}",
         special_tokens=[("[CLS]", tokens["[CLS]"]), ("[SEP]", tokens["[SEP]"])],
     )
     tokenizer.decoder = decoders.WordPiece()
@@ -134,8 +134,9 @@ def build_ranker(spec: RankerSpec | None = None, seed: int = 0) -> Ranker:
 
     spec = spec or tiny_spec()
     config = {"architectures": ["BertForSequenceClassification"], "model_type": "bert", "num_labels": 1}
-    weights = lively_weights(spec, seed)
-    return Ranker(spec=spec, weights=weights, tokenizer_files=tokenizer_files(), source_config=config)
+    segments = spec.embeddings.segments
+    files = tokenizer_files(document_segment=min(1, segments.rows - 1) if segments else 1)
+    return Ranker(spec=spec, weights=lively_weights(spec, seed), tokenizer_files=files, source_config=config)
 
 
 def batch_of(spec: RankerSpec, lengths: list[int], columns: int | None = None, seed: int = 0) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from compressor.ranker.history import StageRecord
 from compressor.ranker.spec import RankerSpec
 from compressor.runtime.batching import padded, token_budget_batches
 from compressor.runtime.tokenizer import Encoded, PairTokenizer
+from compressor.storage import sha256_json
 
 BATCH_TOKENS = 4096
 
@@ -72,14 +73,12 @@ class Ranker:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over spec, weights and tokenizer: equal fingerprints score equally."""
-        digest = hashlib.sha256(self.spec.model_dump_json().encode())
-        for name in sorted(self.weights):
-            digest.update(name.encode())
-            digest.update(self.weights[name].detach().contiguous().numpy().tobytes())
-        for name in sorted(self.tokenizer_files):
-            digest.update(name.encode())
-            digest.update(self.tokenizer_files[name])
-        return digest.hexdigest()
+        weights = {
+            name: hashlib.sha256(tensor.detach().contiguous().numpy().data).hexdigest()
+            for name, tensor in self.weights.items()
+        }
+        files = {name: hashlib.sha256(content).hexdigest() for name, content in self.tokenizer_files.items()}
+        return sha256_json({"spec": self.spec.model_dump(mode="json"), "weights": weights, "tokenizer": files})
 
     def score(self, pairs: Sequence[tuple[str, str]], *, batch_tokens: int = BATCH_TOKENS) -> np.ndarray:
         """Score (query, document) pairs in fp32.

@@ -10,27 +10,38 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.numpy import save_file
+from safetensors.torch import load_file
 
 from compressor.errors import Fault, InputError, RunError
 from compressor.ranker.history import StageRecord
 from compressor.ranker.ranker import Ranker
 from compressor.ranker.spec import RankerSpec
-from compressor.storage import read_json, whole_folder, write_json
+from compressor.storage import read_json, unreadable, whole_folder, write_json
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt",
     "sentencepiece.bpe.model", "spiece.model",
 )  # fmt: skip
 
+_CONFIG = TypeAdapter(dict[str, Any])
 _HISTORY = TypeAdapter(tuple[StageRecord, ...])
 
 
 def save_ranker(ranker: Ranker, folder: Path) -> None:
-    """Write a ranker to a folder that appears whole or not at all."""
+    """Write a ranker to a folder that appears whole or not at all.
+
+    Raises:
+        RunError: a tokenizer file has a name that `load_ranker` would not read back.
+    """
+    unknown = sorted(ranker.tokenizer_files.keys() - set(TOKENIZER_FILES))
+    if unknown:
+        raise RunError(f"{folder}: found tokenizer files {unknown}; allowed: {', '.join(TOKENIZER_FILES)}")
+    # By way of numpy, because the torch writer refuses tensors that share memory: layers may start as copies.
+    weights = {name: tensor.detach().contiguous().numpy() for name, tensor in ranker.weights.items()}
     with whole_folder(folder) as partial:
         (partial / "spec.json").write_text(ranker.spec.model_dump_json(indent=1), encoding="utf-8")
-        save_file({name: tensor.contiguous() for name, tensor in ranker.weights.items()}, partial / "model.safetensors")
+        save_file(weights, partial / "model.safetensors")
         write_json(partial / "config.json", dict(ranker.source_config))
         write_json(partial / "history.json", [record.model_dump(mode="json") for record in ranker.history])
         for name, content in ranker.tokenizer_files.items():
@@ -47,8 +58,8 @@ def load_ranker(folder: Path) -> Ranker:
     path = folder / "model.safetensors"
     try:
         weights = load_file(path)
-    except FileNotFoundError:
-        raise InputError(Fault(source=path, found="no such file")) from None
+    except OSError as error:
+        raise unreadable(path, error) from None
     except SafetensorError as error:
         raise InputError(Fault(source=path, found=f"a broken safetensors file ({error})")) from None
     try:
@@ -56,8 +67,8 @@ def load_ranker(folder: Path) -> Ranker:
             spec=spec,
             weights=weights,
             tokenizer_files=read_tokenizer_files(folder),
-            source_config=read_json(folder / "config.json"),
-            history=_records(folder / "history.json"),
+            source_config=_checked(folder / "config.json", _CONFIG.validate_python),
+            history=_checked(folder / "history.json", _HISTORY.validate_python),
         )
     except RunError as error:
         raise InputError(Fault(source=path, found=str(error))) from None
@@ -88,10 +99,6 @@ def read_tokenizer_files(folder: Path) -> dict[str, bytes]:
             )
         )
     return files
-
-
-def _records(path: Path) -> tuple[StageRecord, ...]:
-    return _checked(path, _HISTORY.validate_python)
 
 
 def _checked(path: Path, validate: Any) -> Any:
