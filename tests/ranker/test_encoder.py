@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from compressor.ranker.ranker import Ranker
-from compressor.ranker.spec import RankerSpec
+from compressor.ranker.spec import RankerSpec, TableSpec
 from compressor.ranker.tokens import TokenLayout
 from tests.ranker.cases import SPECS
 from tests.ranker.padded_oracle import oracle
@@ -138,7 +138,7 @@ def test_position_offset_shifts_the_table():
     spec = SPECS["roberta"]
     weights = lively_weights(spec)
     shifted_weights = {**weights, "embeddings.positions.weight": weights["embeddings.positions.weight"][2:].clone()}
-    embeddings = spec.embeddings.changed(position_offset=0, positions=spec.embeddings.positions.changed(rows=40))
+    embeddings = spec.embeddings.changed(position_offset=0, positions=TableSpec(rows=40, width=spec.width))
     plain = Ranker(spec=spec.changed(embeddings=embeddings), weights=shifted_weights, tokenizer_files=tokenizer_files())
     batch = batch_of(spec, LENGTHS)
     assert torch.equal(plain.module(**batch), module_of(spec)(**batch))
