@@ -1,0 +1,126 @@
+"""Reads stock checkpoints: ``config.json`` and safetensors, without building a transformers model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from compressor.errors import Fault, InputError
+from compressor.families.catalogue import FAMILIES, spec_of_config
+from compressor.families.family import Shape, shape_faults, to_canonical
+from compressor.ranker.spec import RankerSpec, SimilarityHead
+from compressor.storage import inside, read_json
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A folder with ``config.json`` and safetensors.
+
+    Attributes:
+        folder: where it lies.
+        config: its ``config.json``.
+        similarity: the head of a bi-encoder, or None for a cross-encoder with a head of its own.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    similarity: SimilarityHead | None = None
+
+    @classmethod
+    def open(cls, folder: Path, similarity: SimilarityHead | None = None) -> Checkpoint:
+        """Read the config; refuse what is not a whole checkpoint."""
+        _refuse_adapters(folder)
+        config = read_json(folder / "config.json")
+        if not isinstance(config, dict):
+            raise InputError(Fault(source=folder / "config.json", found="a JSON list or value", allowed="an object"))
+        return cls(folder=folder, config=config, similarity=similarity)
+
+    def spec(self) -> RankerSpec:
+        """Describe it from the config, and from the tensors' names and shapes where they lie in the folder.
+
+        Raises:
+            InputError: it is of a kind that is not supported, or its tensors are not what the config says.
+        """
+        source = self.folder / "config.json"
+        spec = spec_of_config(self.config, source, is_encoder=self.similarity is not None)
+        if self.similarity:
+            spec = spec.changed(head=self.similarity)
+        if (self.folder / SINGLE).is_file() or (self.folder / INDEX).is_file():
+            faults = shape_faults(FAMILIES[spec.family], spec, self._shapes(), self.folder)
+            if faults:
+                raise InputError(faults)
+        return spec
+
+    def weights(self, spec: RankerSpec) -> dict[str, Tensor]:
+        """Return the canonical weights, fp32 whatever the file holds."""
+        tensors: dict[str, Tensor] = {}
+        for path in weight_files(self.folder):
+            with _opened(path) as file:
+                tensors |= {_modern(name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return to_canonical(FAMILIES[spec.family], spec, tensors)
+
+    def _shapes(self) -> dict[str, Shape]:
+        shapes: dict[str, Shape] = {}
+        for path in weight_files(self.folder):
+            with _opened(path) as file:
+                names = file.keys()
+                shapes |= {_modern(name): tuple(file.get_slice(name).get_shape()) for name in names}
+        return shapes
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the safetensors files of a checkpoint, of one or of many shards.
+
+    Raises:
+        InputError: there are none, or shards are missing.
+    """
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    if (folder / INDEX).is_file():
+        index = read_json(folder / INDEX)
+        names = sorted(set(index.get("weight_map", {}).values())) if isinstance(index, dict) else []
+        paths = [inside(folder, str(name)) for name in names]
+        missing = [path.name for path in paths if not path.is_file()]
+        if missing or not paths:
+            found = f"an index whose files are missing: {', '.join(missing)}" if missing else "an empty index"
+            raise InputError(Fault(source=folder / INDEX, found=found, fix="download the checkpoint again"))
+        return paths
+    found, fix = "no model.safetensors", "give the folder of a whole checkpoint"
+    if list(folder.glob("*.bin")) or list(folder.glob("*.pt")):
+        found += ", only a pickled checkpoint, which may run code when it is read"
+        fix = "convert it once where you trust it: AutoModelForSequenceClassification.from_pretrained(FOLDER)"
+        fix += ".save_pretrained(NEW_FOLDER)"
+    raise InputError(Fault(source=folder, found=found, allowed="safetensors", fix=fix))
+
+
+def _refuse_adapters(folder: Path) -> None:
+    if (folder / "adapter_config.json").is_file():
+        fix = "merge it into its base first: PeftModel.from_pretrained(BASE, ADAPTER).merge_and_unload()"
+        found = "an adapter (LoRA or other PEFT weights), not a whole checkpoint"
+        raise InputError(Fault(source=folder / "adapter_config.json", found=found, fix=fix))
+
+
+def _modern(name: str) -> str:
+    """Return today's name of a tensor; TensorFlow-era checkpoints say gamma and beta."""
+    stem, _, kind = name.rpartition(".")
+    if stem.endswith("LayerNorm") and kind in ("gamma", "beta"):
+        return f"{stem}.{'weight' if kind == 'gamma' else 'bias'}"
+    return name
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(safe_open(path, framework="pt"))
+        except (SafetensorError, OSError) as error:
+            raise InputError(Fault(source=path, found=f"a broken safetensors file ({error})")) from None
+        yield file

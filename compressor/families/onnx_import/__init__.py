@@ -1,0 +1,118 @@
+"""BERT-shaped rankers from ONNX files, float or dynamic int8, recognized by data flow and checked by running them."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from onnx import ModelProto
+from torch import Tensor
+
+from compressor.families.onnx_import.bert import BertParts, recognize
+from compressor.families.onnx_import.dequantize import dequantized
+from compressor.families.onnx_import.graph import Graph, NotRecognizedError, external_files, read_model
+from compressor.families.onnx_import.spec_of import spec_of, weights_of
+from compressor.ranker.encoder import Encoder
+from compressor.ranker.spec import Family, RankerSpec
+from compressor.runtime.session import open_session
+
+_TOLERANCE = 1e-3  # of the largest logit or 1; kernels differ by 1e-5, a wrong part by 0.1 and more
+_PROTO_LIMIT_BYTES = 2**31 - 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnnxSource:
+    """A recognized ONNX file.
+
+    Attributes:
+        path: the file.
+        model: its graph in float.
+        parts: what the graph holds.
+        was_quantized: whether the file's weights were int8.
+    """
+
+    path: Path
+    model: ModelProto
+    parts: BertParts
+    was_quantized: bool
+
+    def spec(self, *, family: Family | None, pad_id: int, max_length: int | None) -> RankerSpec:
+        """Describe it; see `spec_of`."""
+        return spec_of(self.parts, family=family, pad_id=pad_id, max_length=max_length)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return its canonical weights, fp32."""
+        return weights_of(self.parts)
+
+
+def read_onnx(path: Path) -> OnnxSource:
+    """Recognize an ONNX file as a BERT-shaped cross-encoder.
+
+    Raises:
+        InputError: the file is broken or its weights lie elsewhere.
+        NotRecognizedError: the graph is something else; says where and what.
+    """
+    stored = read_model(path)
+    model = dequantized(stored, path)
+    return OnnxSource(path=path, model=model, parts=recognize(Graph(model, path)), was_quantized=model is not stored)
+
+
+def check_scores(source: OnnxSource, spec: RankerSpec, weights: dict[str, Tensor]) -> float:
+    """Compare the imported ranker with the float graph in ONNX Runtime on a few random rows.
+
+    Recognition follows the data flow; this proves that nothing on the way (a scale, a mask, an approximation)
+    was overlooked.
+
+    Returns:
+        The largest difference of a logit.
+
+    Raises:
+        NotRecognizedError: they differ.
+    """
+    inputs = _example(spec)
+    expected = _run(source, inputs)
+    with torch.device("meta"):
+        module = Encoder(spec)
+    module.load_state_dict(weights, strict=True, assign=True)
+    with torch.inference_mode():
+        found = module.eval()(**{name: torch.from_numpy(array) for name, array in inputs.items()}).numpy()
+    difference = float(np.abs(found - expected).max()) if found.shape == expected.shape else float("nan")
+    if not difference <= _TOLERANCE * max(1.0, float(np.abs(expected).max())):
+        wanted = "a graph that computes what BERT computes"
+        raise NotRecognizedError(source.path, "scores", f"logits that differ by {difference:.2g}", wanted)
+    return difference
+
+
+def _example(spec: RankerSpec) -> dict[str, np.ndarray]:
+    """Return four ragged rows of random tokens, the padding id only where padding is."""
+    random = np.random.default_rng(0)
+    lengths = np.minimum([17, 9, 4, 12], spec.max_length)[:, None]
+    places = np.arange(lengths.max())
+    mask = (places < lengths).astype(np.int64)
+    ids = random.integers(0, spec.embeddings.tokens.rows - 1, size=mask.shape)
+    ids += ids >= spec.pad_id
+    segments = (places >= lengths // 2) * mask * (spec.embeddings.segments is not None)
+    return {
+        "input_ids": np.where(mask == 1, ids, spec.pad_id).astype(np.int64),
+        "attention_mask": mask,
+        "token_type_ids": segments.astype(np.int64),
+    }
+
+
+def _run(source: OnnxSource, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    with tempfile.TemporaryDirectory() as folder:
+        path = source.path
+        if source.was_quantized or source.model.functions:
+            path = Path(folder) / "model.onnx"
+            large = source.model.ByteSize() > _PROTO_LIMIT_BYTES
+            onnx.save(source.model, path, save_as_external_data=large)
+        session = open_session(path)
+        names = {item.name for item in session.get_inputs()}
+        return session.run(None, {name: array for name, array in inputs.items() if name in names})[0]
+
+
+__all__ = ["NotRecognizedError", "OnnxSource", "check_scores", "external_files", "read_onnx"]

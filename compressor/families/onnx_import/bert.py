@@ -1,0 +1,259 @@
+"""Walks a float graph from its logits down to its tables: head, layers from the last to the first, embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import NodeProto
+
+from compressor.families.onnx_import.attention import AttentionPart, attention
+from compressor.families.onnx_import.graph import Graph, NotRecognizedError, attribute
+from compressor.families.onnx_import.parts import LinearPart, NormPart, activation, linear, norm, terms, tidy, unshaped
+from compressor.ranker.spec import Activation
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadPart:
+    """Output linear, and before it a dense linear with its activation where there is one."""
+
+    output: LinearPart
+    activation: Activation | None
+    dense: LinearPart | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerPart:
+    """One post-norm encoder layer."""
+
+    attention: AttentionPart
+    output: LinearPart
+    attention_norm: NormPart
+    up: LinearPart
+    activation: Activation
+    down: LinearPart
+    ffn_norm: NormPart
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingsPart:
+    """Tables ``[rows, width]``, their norm, and the linear to the layers' width where there is one."""
+
+    tokens: np.ndarray
+    positions: np.ndarray | None
+    position_offset: int
+    segments: np.ndarray | None
+    norm: NormPart
+    project: LinearPart | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BertParts:
+    """What a BERT-shaped ranker is made of; layers from the first to the last."""
+
+    embeddings: EmbeddingsPart
+    layers: list[LayerPart]
+    head: HeadPart
+
+
+def recognize(graph: Graph) -> BertParts:
+    """Recognize a BERT-shaped cross-encoder by its data flow.
+
+    Raises:
+        NotRecognizedError: says where the walk stopped, what stands there, and what was looked for.
+    """
+    _check_inputs(graph)
+    head, value = _head(graph)
+    layers: list[LayerPart] = []
+    while (embeddings := _embeddings(graph, value)) is None:
+        layer, value = _layer(graph, value, len(layers) + 1)
+        layers.append(layer)
+    if not layers:
+        raise NotRecognizedError(graph.path, "layers", "none", "at least one layer")
+    return BertParts(embeddings=embeddings, layers=layers[::-1], head=head)
+
+
+def _check_inputs(graph: Graph) -> None:
+    allowed = {"input_ids", "attention_mask", "token_type_ids"}
+    if not {"input_ids", "attention_mask"} <= set(graph.inputs) <= allowed:
+        raise NotRecognizedError(
+            graph.path, "inputs", ", ".join(graph.inputs) or "none", "input_ids, attention_mask[, token_type_ids]"
+        )
+
+
+def _head(graph: Graph) -> tuple[HeadPart, str]:
+    value = graph.outputs[0]
+    output = linear(graph, value)
+    if output is None or output.weight.shape[1] != 1:
+        found = _found(graph, value) if output is None else f"a head of {output.weight.shape[1]} logits"
+        raise NotRecognizedError(graph.path, f"output {value}", found, "one logit from a linear with constant weights")
+    pooled, act, dense = output.values, None, None
+    activated = activation(graph, pooled)
+    if activated:
+        act, dense = activated
+        pooled = dense.values
+    return HeadPart(output=output, activation=act, dense=dense), _first_token_of(graph, pooled)
+
+
+def _first_token_of(graph: Graph, pooled: str) -> str:
+    """Return the sequence ``[B, S, width]`` whose first token a pooled value is."""
+    node = graph.producer(pooled)
+    while node is not None and node.op_type in ("Squeeze", "Reshape"):
+        node = graph.producer(node.input[0])
+    if node is not None and node.op_type == "Gather" and attribute(node, "axis", 0) == 1:
+        index = graph.scalar(node.input[1])
+        if index == 0:
+            return node.input[0]
+    if node is not None and node.op_type == "Slice":
+        starts, ends, axes = (graph.scalar(name) for name in [*node.input[1:4], "", ""][:3])
+        if (starts, ends, axes) == (0, 1, 1):
+            return node.input[0]
+    raise NotRecognizedError(graph.path, "head", _found(graph, pooled), "the first token of the sequence")
+
+
+def _layer(graph: Graph, value: str, from_last: int) -> tuple[LayerPart, str]:
+    """Recognize the layer that gives a value; return it and the value it reads."""
+    where = "the last layer" if from_last == 1 else f"layer {from_last} from the last"
+    ffn_norm, down, middle = _normed_sum(graph, value, f"{where}, feed-forward")
+    activated = activation(graph, down.values)
+    if activated is None:
+        wanted = "GELU, tanh GELU, ReLU, SiLU or tanh of a linear"
+        raise NotRecognizedError(graph.path, f"{where}, feed-forward", _found(graph, down.values), wanted)
+    act, up = activated
+    attention_norm, output, source = _normed_sum(graph, middle, f"{where}, attention")
+    mixed = attention(graph, output.values)
+    if isinstance(mixed, str):
+        wanted = "softmax(Q Kᵀ) V over linears of one input, or a fused Attention operator"
+        raise NotRecognizedError(graph.path, f"{where}, attention", mixed, wanted)
+    if up.values != middle or mixed.values != source:
+        raise NotRecognizedError(graph.path, where, "a residual that skips something else", "post-norm residuals")
+    layer = LayerPart(
+        attention=mixed, output=output, attention_norm=attention_norm,
+        up=up, activation=act, down=down, ffn_norm=ffn_norm,
+    )  # fmt: skip
+    return layer, source
+
+
+def _normed_sum(graph: Graph, value: str, where: str) -> tuple[NormPart, LinearPart, str]:
+    """Recognize ``norm(linear(...) + residual)``; return the norm, the linear and the residual's name."""
+    wanted = "a layer norm of a linear plus a residual"
+    part = norm(graph, value)
+    if part is None:
+        raise NotRecognizedError(graph.path, where, _found(graph, value), wanted)
+    summands = terms(graph, *part.values)
+    branches = [term for term in summands if linear(graph, term) is not None]
+    if len(branches) == 2:  # a projected embedding is a linear too; the branch is what is computed from the other
+        branches = [term for term, other in (branches, branches[::-1]) if _depends(graph, term, other)]
+    branch = linear(graph, branches[0]) if len(branches) == 1 else None
+    if branch is None or len(summands) != 2:
+        found = f"a layer norm of {len(summands)} summands, {len(branches)} of them linears"
+        raise NotRecognizedError(graph.path, where, found, wanted)
+    residual = next(term for term in summands if term != branches[0])
+    return part, branch.biased(part.bias), residual
+
+
+def _depends(graph: Graph, value: str, other: str) -> bool:
+    source = graph.producer(value)
+    return source is not None and any(graph.nearest(name, lambda node: other in node.output) for name in source.input)
+
+
+def _embeddings(graph: Graph, value: str) -> EmbeddingsPart | None:
+    """Recognize a value as embeddings, or return None where it is a layer's result."""
+    project = linear(graph, value)
+    node = graph.producer(project.values if project else value)
+    if node is not None and node.op_type == "EmbedLayerNormalization":
+        return _fused_embeddings(graph, node, project)
+    part = norm(graph, project.values if project else value)
+    if part is None:
+        return None
+    summands = terms(graph, *part.values)
+    nodes = [graph.producer(term) for term in summands]
+    lookups = [n for n in nodes if n is not None and n.op_type == "Gather" and graph.is_constant(n.input[0])]
+    fixed = [array for term in summands if (array := graph.constant(term)) is not None]
+    if not lookups or len(lookups) + len(fixed) != len(summands):
+        return None
+    tables = _Tables.of(graph, [(_array(graph, n.input[0]), n.input[1]) for n in lookups], fixed)
+    return EmbeddingsPart(
+        tokens=tables.tokens, positions=tables.positions, position_offset=tables.position_offset,
+        segments=tables.segments, norm=part, project=project,
+    )  # fmt: skip
+
+
+def _fused_embeddings(graph: Graph, node: NodeProto, project: LinearPart | None) -> EmbeddingsPart:
+    names = [*node.input, *[""] * (7 - len(node.input))]
+    tokens, positions, segments, weight, shift = (graph.constant(name) for name in names[2:7])
+    if tokens is None or positions is None or weight is None or (len(node.input) > 8 and node.input[8]):
+        raise NotRecognizedError(graph.path, "embeddings", "an EmbedLayerNormalization of computed tables", "tables")
+    epsilon = tidy(attribute(node, "epsilon", 1e-12))
+    part = NormPart(values=[], bias=None, weight=weight, shift=shift, epsilon=epsilon)
+    return EmbeddingsPart(
+        tokens=tokens, positions=positions, position_offset=0, segments=segments, norm=part, project=project
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tables:
+    """Which lookup is which, told by what indexes it for one example row."""
+
+    tokens: np.ndarray
+    positions: np.ndarray | None = None
+    position_offset: int = 0
+    segments: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, graph: Graph, lookups: list[tuple[np.ndarray, str]], fixed: list[np.ndarray]) -> _Tables:
+        length = 5
+        ids = np.array([[7, 5, 3, 5, 9]], dtype=np.int64)
+        segments = np.array([[0, 0, 1, 0, 1]], dtype=np.int64)
+        feeds = {"input_ids": ids, "token_type_ids": segments, "attention_mask": np.ones_like(ids)}
+        found: dict[str, np.ndarray] = {}
+        offset = 0
+        for table, index in lookups:
+            asked = graph.evaluate([index], feeds)[0].reshape(-1)
+            if np.array_equal(asked, ids[0]):
+                kind = "tokens"
+            elif np.array_equal(asked, segments[0]) or not asked.any():
+                kind = "segments"
+            elif asked.size == length and np.array_equal(asked - asked[0], np.arange(length)):
+                kind, offset = "positions", int(asked[0])
+            else:
+                kind = "unknown"
+            if kind in found or kind == "unknown":
+                wanted = "one lookup each by token, by position and by segment"
+                raise NotRecognizedError(graph.path, "embeddings", f"a second or unknown lookup ({index})", wanted)
+            found[kind] = table
+        for array in fixed:
+            if array.size != array.shape[-1] or "segments" in found:
+                raise NotRecognizedError(graph.path, "embeddings", f"a constant of shape {array.shape}", "one row")
+            found["segments"] = np.tile(array.reshape(1, -1), (2, 1))  # the same row whatever the segment
+        if "tokens" not in found:
+            raise NotRecognizedError(graph.path, "embeddings", "no table indexed by input_ids", "a token table")
+        return cls(position_offset=offset, **found)
+
+
+def _array(graph: Graph, name: str) -> np.ndarray:
+    array = graph.constant(name)
+    assert array is not None  # noqa: S101 - callers ask for constants only
+    return array
+
+
+def _found(graph: Graph, value: str) -> str:
+    node = graph.producer(unshaped(graph, value))
+    return f"{value}, made by {node.op_type}" if node is not None else f"the input {value}"
+
+
+def linears_of(parts: BertParts) -> Iterator[tuple[str, LinearPart]]:
+    """Yield the canonical name and the part of every linear."""
+    if parts.embeddings.project:
+        yield "embeddings.project", parts.embeddings.project
+    for index, layer in enumerate(parts.layers):
+        yield f"layers.{index}.attention.query", layer.attention.query
+        yield f"layers.{index}.attention.key", layer.attention.key
+        yield f"layers.{index}.attention.value", layer.attention.value
+        yield f"layers.{index}.attention.output", layer.output
+        yield f"layers.{index}.ffn.up", layer.up
+        yield f"layers.{index}.ffn.down", layer.down
+    if parts.head.dense:
+        yield "head.dense", parts.head.dense
+    yield "head.output", parts.head.output

@@ -1,0 +1,157 @@
+"""The kinds of files that a teacher comes from, each with the same three answers: shape, ranker, files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from compressor.families.catalogue import FAMILIES
+from compressor.families.checkpoint import INDEX, SINGLE, Checkpoint, weight_files
+from compressor.families.config import Config
+from compressor.families.onnx_import import OnnxSource, check_scores, external_files, read_onnx
+from compressor.families.sentence_folder import read_modules
+from compressor.families.stock import stock_config
+from compressor.ranker.ranker import Ranker
+from compressor.ranker.spec import Family, RankerSpec
+from compressor.ranker.store import TOKENIZER_FILES, load_ranker, read_spec, read_tokenizer_files
+from compressor.runtime.tokenizer import PairTokenizer
+from compressor.runtime.tokenizer_settings import SETTINGS_FILES
+
+
+class Source(Protocol):
+    """Something that a ranker can be read from."""
+
+    def spec(self) -> RankerSpec:
+        """Describe the ranker without converting weights."""
+
+    def read(self) -> tuple[Ranker, dict[str, Any]]:
+        """Read the ranker; the notes say how."""
+
+    def files(self) -> list[Path]:
+        """Return the files that its scores depend on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredSource:
+    """A folder that `save_ranker` wrote."""
+
+    folder: Path
+
+    def spec(self) -> RankerSpec:
+        return read_spec(self.folder / "spec.json")
+
+    def read(self) -> tuple[Ranker, dict[str, Any]]:
+        return load_ranker(self.folder), {"format": "rankpress"}
+
+    def files(self) -> list[Path]:
+        return _existing(self.folder, "spec.json", SINGLE, *TOKENIZER_FILES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSource:
+    """A stock checkpoint, or what sentence-transformers made of one."""
+
+    folder: Path
+
+    def spec(self) -> RankerSpec:
+        return self._limited(self._checkpoint().spec())
+
+    def read(self) -> tuple[Ranker, dict[str, Any]]:
+        checkpoint = self._checkpoint()
+        spec = self._limited(checkpoint.spec())
+        config = dict(checkpoint.config)
+        modules = read_modules(self.folder)
+        if modules and modules.activation:
+            config["sentence_transformers"] = {"activation_fn": modules.activation}
+        ranker = Ranker(
+            spec=spec,
+            weights=checkpoint.weights(spec),
+            tokenizer_files=read_tokenizer_files(self.folder),
+            source_config=config,
+        )
+        return ranker, {"format": "safetensors"}
+
+    def files(self) -> list[Path]:
+        folder = self._checkpoint().folder
+        names = ("config.json", INDEX, "modules.json", "sentence_bert_config.json", *TOKENIZER_FILES)
+        return [*_existing(self.folder, *names), *weight_files(folder)]
+
+    def _checkpoint(self) -> Checkpoint:
+        modules = read_modules(self.folder)
+        return Checkpoint.open(modules.encoder, modules.similarity) if modules else Checkpoint.open(self.folder)
+
+    def _limited(self, spec: RankerSpec) -> RankerSpec:
+        """Cut the longest row to what the tokenizer's files say."""
+        files = _contents(self.folder, "tokenizer.json", *SETTINGS_FILES)
+        if "tokenizer.json" not in files:
+            return spec
+        tokenizer = PairTokenizer.from_files(files, source=self.folder)
+        return spec.changed(max_length=min(spec.max_length, tokenizer.max_length))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnnxFile:
+    """An ONNX file and the tokenizer beside it.
+
+    Attributes:
+        path: the file.
+        folder: where the tokenizer's files and, where there is one, ``config.json`` lie.
+        tokenizer_files: the tokenizer's contents; read from the folder where empty.
+        config: what the config says beside the shape; read from the folder where empty.
+    """
+
+    path: Path
+    folder: Path
+    tokenizer_files: Mapping[str, bytes] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    def spec(self) -> RankerSpec:
+        return self._spec(read_onnx(self.path))
+
+    def read(self) -> tuple[Ranker, dict[str, Any]]:
+        source = read_onnx(self.path)
+        spec, weights = self._spec(source), source.weights()
+        difference = check_scores(source, spec, weights)
+        ranker = Ranker(
+            spec=spec,
+            weights=weights,
+            tokenizer_files=self._tokenizer_files(),
+            source_config=stock_config(spec, self._config()),
+        )
+        kind = "onnx int8, weight × scale" if source.was_quantized else "onnx"
+        return ranker, {"format": kind, "largest_difference_to_float_graph": difference}
+
+    def files(self) -> list[Path]:
+        beside = [self.path.parent / name for name in sorted(external_files(self.path))]
+        return [self.path, *beside, *_existing(self.folder, "config.json", *TOKENIZER_FILES)]
+
+    def _spec(self, source: OnnxSource) -> RankerSpec:
+        config = self._config()
+        settings = {"config.json": json.dumps(config).encode()} if config else {}
+        tokenizer = PairTokenizer.from_files({**settings, **self._tokenizer_files()}, source=self.folder)
+        family: Family | None = config["model_type"] if config.get("model_type") in FAMILIES else None
+        spec = source.spec(family=family, pad_id=tokenizer.pad_id, max_length=tokenizer.max_length)
+        # A graph for inference has no dropout left; training takes what the config, or the family's default, says.
+        stock = FAMILIES[spec.family].read(Config(config, self.folder / "config.json"))
+        return spec.changed(dropout=stock.dropout)
+
+    def _tokenizer_files(self) -> dict[str, bytes]:
+        return dict(self.tokenizer_files) or read_tokenizer_files(self.folder)
+
+    def _config(self) -> dict[str, Any]:
+        if self.config:
+            return dict(self.config)
+        content = _contents(self.folder, "config.json").get("config.json", b"{}")
+        config = json.loads(content)
+        return config if isinstance(config, dict) else {}
+
+
+def _existing(folder: Path, *names: str) -> list[Path]:
+    return [folder / name for name in names if (folder / name).is_file()]
+
+
+def _contents(folder: Path, *names: str) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in _existing(folder, *names)}

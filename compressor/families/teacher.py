@@ -1,0 +1,100 @@
+"""From a recipe's ``teacher:`` to a ranker: the packaged one, a folder, an ONNX file, or a hub id."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from compressor.errors import Fault, InputError
+from compressor.families.checkpoint import INDEX, SINGLE
+from compressor.families.hub import fetch, is_hub_id
+from compressor.families.packaged import SOURCE_CONFIG, packaged_folder, packaged_tokenizer
+from compressor.families.sources import CheckpointSource, OnnxFile, Source, StoredSource
+from compressor.ranker.history import StageRecord
+from compressor.ranker.ranker import Ranker
+from compressor.ranker.spec import RankerSpec
+from compressor.storage import sha256_file, sha256_json
+
+PACKAGED = "packaged"
+_ONNX_NAMES = ("model.onnx", "onnx/model.onnx")
+_IMPORT_VERSION = 1  # part of every fingerprint: raise it when the same files come to give another ranker
+
+
+def load_teacher(reference: str, base: Path) -> Ranker:
+    """Read the ranker that a recipe names.
+
+    Args:
+        reference: ``packaged``, a folder, an ONNX file, or a hub id (``organization/model[@revision]``).
+        base: the folder that relative paths start from.
+
+    Returns:
+        The ranker in fp32, its history ending with an ``import`` record.
+
+    Raises:
+        InputError: there is no such teacher, or one that rankpress cannot read exactly.
+    """
+    start = time.monotonic()
+    ranker, notes = _source(reference, base, with_weights=True).read()
+    record = StageRecord(
+        verb="import",
+        settings={"teacher": reference},
+        notes={"family": ranker.spec.family, **notes},
+        seconds=round(time.monotonic() - start, 3),
+    )
+    return ranker.changed(history=(*ranker.history, record))
+
+
+def peek_teacher(reference: str, base: Path) -> RankerSpec:
+    """Return the spec of the ranker that a recipe names, without loading or downloading its weights.
+
+    Raises:
+        InputError: as `load_teacher`, as far as it shows without weights.
+    """
+    return _source(reference, base, with_weights=False).spec()
+
+
+def teacher_fingerprint(reference: str, base: Path) -> str:
+    """Return a SHA-256 over the files of the ranker that a recipe names; nothing is converted.
+
+    Raises:
+        InputError: there is no such teacher.
+    """
+    files = _source(reference, base, with_weights=True).files()
+    return sha256_json([_IMPORT_VERSION, sorted([path.name, sha256_file(path)] for path in files)])
+
+
+def _source(reference: str, base: Path, *, with_weights: bool) -> Source:
+    if reference == PACKAGED:
+        folder = packaged_folder()
+        files = packaged_tokenizer(folder)
+        return OnnxFile(path=folder / "model.onnx", folder=folder, tokenizer_files=files, config=SOURCE_CONFIG)
+    path = base / Path(reference).expanduser()
+    if path.is_file():
+        return _file(path)
+    if path.is_dir():
+        return _folder(path)
+    if is_hub_id(reference):
+        return CheckpointSource(folder=fetch(reference, with_weights=with_weights))
+    raise InputError(Fault(source="teacher", found=f"{reference!r}: no such file or folder", allowed=_ALLOWED))
+
+
+_ALLOWED = "packaged, a checkpoint's folder, an ONNX file, or a hub id (organization/model)"
+
+
+def _file(path: Path) -> Source:
+    if path.suffix == ".onnx":
+        # Exports keep the graph in onnx/ and the tokenizer one folder up.
+        has_tokenizer = (path.parent / "tokenizer.json").is_file()
+        return OnnxFile(path=path, folder=path.parent if has_tokenizer else path.parent.parent)
+    fix = "give its folder" if path.suffix == ".safetensors" else ""
+    raise InputError(Fault(source="teacher", found=f"the file {path.name}", allowed=_ALLOWED, fix=fix))
+
+
+def _folder(path: Path) -> Source:
+    if (path / "spec.json").is_file() and (path / "history.json").is_file():
+        return StoredSource(folder=path)
+    has_weights = any((path / name).is_file() for name in (SINGLE, INDEX))
+    graphs = [path / name for name in _ONNX_NAMES if (path / name).is_file()]
+    if graphs and not has_weights:
+        return OnnxFile(path=graphs[0], folder=path)
+    return CheckpointSource(folder=path)
