@@ -20,7 +20,6 @@ from compressor.runtime.ranker import EncodedSides, OnnxRanker, Ranked, ranked
 from compressor.storage import write_whole
 
 OUTPUT_FORMATS = ("trec", "jsonl")
-_GROUP_PAIRS = 2048  # short lists are scored together, so that batches are full
 _INPUT_FORMATS: dict[str, Literal["jsonl", "tsv"]] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".tsv": "tsv"}
 
 _Scored: TypeAlias = tuple[RankRequest, list[Ranked]]
@@ -99,7 +98,7 @@ def rank_file(
     render = _trec_lines(tag) if format == "trec" else _json_lines
     with _opened(input_path) as stream, progress(f"Ranking with {ranker.name}", n_pairs) as advance:
         requests = _requests(stream, input_path, format)
-        scored = _scored(ranker, requests, top_k, _GROUP_PAIRS if is_repeatable else 1, summary, advance)
+        scored = _scored(ranker, requests, top_k, summary, advance)
         if output_path is None:
             for item in scored:
                 sys.stdout.write(render(item))
@@ -146,38 +145,21 @@ def _scored(
     ranker: OnnxRanker,
     requests: Iterable[RankRequest],
     top_k: int | None,
-    group_pairs: int,
     summary: RankSummary,
     advance: Callable[[int], object],
 ) -> Iterator[_Scored]:
-    for group in _groups(requests, group_pairs):
-        pairs = [(request.query, document) for request in group for document in request.documents]
-        encoded = ranker.encode(pairs)
+    # Each query is scored by itself: in dynamic int8 a score depends a little on its batch, and so a ranking would
+    # depend on which other queries stand in the file.
+    for request in requests:
+        encoded = ranker.encode([(request.query, document) for document in request.documents])
         rows = encoded.texts if isinstance(encoded, EncodedSides) else encoded
         scores = ranker.score_encoded(encoded)
-        summary.n_queries += len(group)
-        summary.n_pairs += len(pairs)
+        summary.n_queries += 1
+        summary.n_pairs += len(scores)
         summary.n_cut_documents += rows.n_cut_documents
         summary.n_cut_queries += rows.n_cut_queries
-        advance(len(pairs))
-        start = 0
-        for request in group:
-            end = start + len(request.documents)
-            yield request, ranked(scores[start:end], top_k)
-            start = end
-
-
-def _groups(requests: Iterable[RankRequest], group_pairs: int) -> Iterator[list[RankRequest]]:
-    group: list[RankRequest] = []
-    n_pairs = 0
-    for request in requests:
-        group.append(request)
-        n_pairs += len(request.documents)
-        if n_pairs >= group_pairs:
-            yield group
-            group, n_pairs = [], 0
-    if group:
-        yield group
+        advance(len(scores))
+        yield request, ranked(scores, top_k)
 
 
 def _trec_lines(tag: str) -> Callable[[_Scored], str]:

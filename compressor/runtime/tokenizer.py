@@ -9,8 +9,9 @@ depends on the pair alone, never on its neighbors.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from compressor.runtime.tokenizer_settings import SETTINGS_FILES, TokenizerSetti
 
 DEFAULT_MAX_LENGTH = 512
 MIN_DOCUMENT_TOKENS = 32
+_TEXTS_AT_ONCE = 4096  # the library's records are some ten times larger than the ids that stay
 _USUAL_PAD_TOKENS = ("[PAD]", "<pad>", "<|endoftext|>")
 
 
@@ -152,8 +154,11 @@ class PairTokenizer:
             type_ids.append(np.array(row.type_ids, dtype=np.int64))
         return Encoded(input_ids=input_ids, type_ids=type_ids, n_cut_documents=n_cut)
 
-    def _pieces(self, texts: Iterable[str]) -> list[Encoding]:
-        return self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+    def _pieces(self, texts: Iterable[str]) -> Iterator[Encoding]:
+        """Yield the tokens of each text, without special tokens."""
+        remaining = iter(texts)
+        while some := list(islice(remaining, _TEXTS_AT_ONCE)):
+            yield from self._tokenizer.encode_batch_fast(some, add_special_tokens=False)
 
 
 def _read_tokenizer(files: Mapping[str, bytes], source: str | Path) -> Tokenizer:

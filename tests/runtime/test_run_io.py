@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from compressor.errors import InputError, RunError
-from compressor.runtime import OnnxRanker, run_io
+from compressor.runtime import OnnxRanker
 from compressor.runtime.run_io import RankSummary, rank_file
 from tests.runtime.tiny_folder import UNK, graph, tables, write_folder
 
@@ -95,15 +95,17 @@ def test_top_k_and_another_file_of_the_folder(
     assert [line[:4] for line in lines] == [["q1", "Q0", str(best[0].index), "1"], ["q2", "Q0", lines[1][2], "1"]]
 
 
-def test_groups_of_queries_are_scored_as_each_alone(
-    folder: Path, requests: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_a_ranking_does_not_depend_on_the_other_queries_of_the_file(
+    folder: Path, requests: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rank_file(folder, requests, None)
-    together = columns(capsys.readouterr().out)
-    monkeypatch.setattr(run_io, "_GROUP_PAIRS", 1)
-    rank_file(folder, requests, None)
-    alone = columns(capsys.readouterr().out)
-    assert [line[:4] for line in alone] == [line[:4] for line in together]
+    together = capsys.readouterr().out
+    alone = ""
+    for request in REQUESTS:
+        (tmp_path / "one.jsonl").write_text(json.dumps(request) + "\n")
+        rank_file(folder, tmp_path / "one.jsonl", None)
+        alone += capsys.readouterr().out
+    assert together == alone
 
 
 def test_standard_input_to_standard_output(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from compressor.errors import InputError
+from compressor.runtime import tokenizer as tokenizer_module
 from compressor.runtime.tokenizer import MIN_DOCUMENT_TOKENS, PairTokenizer
 from tests.runtime.tiny_folder import CLS, SEP, VOCABULARY, tokenizer, tokenizer_files
 
@@ -78,6 +79,16 @@ def test_a_row_does_not_depend_on_its_neighbors() -> None:
         assert alone.input_ids[0].tolist() == ids.tolist()
         assert alone.type_ids[0].tolist() == types.tolist()
         assert len(ids) <= 20
+
+
+def test_many_texts_go_through_the_library_in_parts(
+    pairs: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = built().encode_pairs(pairs)
+    monkeypatch.setattr(tokenizer_module, "_TEXTS_AT_ONCE", 7)
+    parts = built().encode_pairs(pairs)
+    assert [ids.tolist() for ids in parts.input_ids] == [ids.tolist() for ids in whole.input_ids]
+    assert parts.n_cut_documents == whole.n_cut_documents > 0
 
 
 @pytest.mark.parametrize("max_length", [5, 6, 7])
