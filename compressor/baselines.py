@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from compressor.bench.rows import RowSpec
 from compressor.errors import Fault, InputError
-from compressor.ranker.store import TOKENIZER_FILES
+from compressor.ranker.tokenizer_files import TOKENIZER_FILES
 from compressor.storage import whole_folder
 
 if TYPE_CHECKING:

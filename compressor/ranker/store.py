@@ -17,12 +17,8 @@ from compressor.errors import Fault, InputError, RunError
 from compressor.ranker.history import StageRecord
 from compressor.ranker.ranker import Ranker
 from compressor.ranker.spec import RankerSpec
+from compressor.ranker.tokenizer_files import TOKENIZER_FILES, read_tokenizer_files
 from compressor.storage import read_json, unreadable, whole_folder, write_json
-
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt",
-    "sentencepiece.bpe.model", "spiece.model",
-)  # fmt: skip
 
 _CONFIG = TypeAdapter(dict[str, Any])
 _HISTORY = TypeAdapter(tuple[StageRecord, ...])
@@ -81,24 +77,6 @@ def read_spec(path: Path) -> RankerSpec:
         InputError: it is missing, broken, or of a newer schema; all faults at once.
     """
     return _checked(path, RankerSpec.model_validate)
-
-
-def read_tokenizer_files(folder: Path) -> dict[str, bytes]:
-    """Read a folder's tokenizer files; ``tokenizer.json`` must be among them.
-
-    Raises:
-        InputError: the folder has no ``tokenizer.json``.
-    """
-    files = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
-    if "tokenizer.json" not in files:
-        raise InputError(
-            Fault(
-                source=folder,
-                found="no tokenizer.json",
-                fix="write it with AutoTokenizer.from_pretrained(CHECKPOINT).save_pretrained(FOLDER)",
-            )
-        )
-    return files
 
 
 def _checked(path: Path, validate: Any) -> Any:
