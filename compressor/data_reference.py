@@ -123,7 +123,7 @@ class DataReference(BaseModel):
             inside = folder / self.run_file
             run = inside if inside.is_file() and not (base / self.run_file).is_file() else None
             changes["candidates"] = str(
-                run or _existing_file(self, base, self.run_file, "bm25, bm25:DEPTH, a TREC run")
+                run or _existing_file(self, base, self.run_file, "bm25, bm25:DEPTH or a TREC run file")
             )
         return self.model_copy(update=changes)
 

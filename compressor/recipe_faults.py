@@ -92,16 +92,19 @@ def _fault(
     if kinds == {"missing"}:
         return Fault(source=source, where=where, found="nothing", allowed="a value: this key is required")
     found = _at(value, place)
-    allowed = " or ".join(dict.fromkeys(_allowed(finding) for finding in findings if finding["type"] != "missing"))
+    said = [finding for finding in findings if finding["type"] == "value_error"]  # our own sentences, said as they are
+    others = [finding for finding in findings if finding["type"] not in ("value_error", "missing")]
+    allowed = " or ".join(dict.fromkeys(_allowed(finding) for finding in others))
     words = [word for finding in findings for word in _literals(finding)]
     fix = suggest(found, words) if isinstance(found, str) else ""
+    fix = "; ".join([*(str(finding["ctx"]["error"]) for finding in said), *([fix] if fix else [])])
     return Fault(source=source, where=where, found=shown(found), allowed=allowed, fix=fix)
 
 
 def _allowed(finding: Mapping[str, Any]) -> str:
     if finding["type"] == "literal_error":
         return str(finding["ctx"]["expected"])
-    message = str(finding["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
+    message = str(finding["msg"]).removeprefix("Input should be ")
     return message.removeprefix("a valid ")
 
 

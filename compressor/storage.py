@@ -31,19 +31,30 @@ def whole_folder(target: Path) -> Iterator[Path]:
     """Yield an empty folder that becomes ``target`` when the block ends well, and vanishes when it does not.
 
     A ``target`` that exists is replaced in one step, after the new one is complete.
+
+    Raises:
+        InputError: ``target`` is a file.
     """
+    if target.exists() and not target.is_dir():
+        raise InputError(Fault(source=target, found="a file", allowed="a folder, or nothing yet"))
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
     partial.chmod(0o755)  # mkdtemp makes private folders; what a user keeps follows the usual rights
     try:
         yield partial
-        if target.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old-", dir=target.parent))
-            target.replace(old / target.name)
+        if not target.exists():
             partial.replace(target)
-            shutil.rmtree(old)
-        else:
+            return
+        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old-", dir=target.parent))
+        old = target.replace(aside / target.name)
+        try:
             partial.replace(target)
+        except BaseException:
+            old.replace(target)
+            raise
+        finally:
+            if target.exists():
+                shutil.rmtree(aside)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -91,10 +102,11 @@ def inside(folder: Path, name: str) -> Path:
     """Return ``folder / name`` for a relative name taken from a file, refusing names that leave the folder.
 
     Raises:
-        InputError: the name is absolute, climbs out with ``..``, or leads out through a link.
+        InputError: the name is empty or absolute, climbs out with ``..``, or leads out through a link.
     """
-    parts = PurePosixPath(name.replace("\\", "/"))
-    path = folder / parts
-    if parts.is_absolute() or ".." in parts.parts or not path.resolve().is_relative_to(folder.resolve()):
+    relative = PurePosixPath(name.replace("\\", "/"))
+    path = folder / relative
+    steps_out = not relative.parts or relative.is_absolute() or ".." in relative.parts or "\0" in name
+    if steps_out or not path.resolve().is_relative_to(folder.resolve()):
         raise InputError(Fault(source=folder, found=f"the file name {name!r}", allowed="names inside the folder"))
     return path
