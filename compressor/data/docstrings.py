@@ -11,19 +11,25 @@ from dataclasses import dataclass
 
 from compressor.data.normalization import normalized
 
-MAX_PASSAGE_CHARACTERS = 1000  # about 250 word pieces: passages, as the first stages of search engines cut them
+MAX_PASSAGE_CHARACTERS = 500  # about 120 word pieces, the length of passages in MS MARCO
 _MIN_PASSAGE_WORDS, _MIN_SUMMARY_WORDS, _MAX_SUMMARY_WORDS = 25, 4, 40
 _BOILERPLATE_COUNT = 3  # a paragraph that stands in so many docstrings is generated or copied
 _TEMPLATE_WORDS = 8  # passages that begin with the same so many words belong to one family of generated text
 
 _WORD = re.compile(r"[A-Za-z]{2,}")
 _UNDERLINE = re.compile(r"\s*([-=~^*#\"'.+])\1{2,}\s*")
+_SIGNATURE = re.compile(r"[\w.]+\(")
 _ROLE = re.compile(r":[\w:+-]+:(?=`)")
-_NOT_PROSE = re.compile(r">>>|\.\. |```|:\w+|@\w|\[\d|https?:|\w[\w.]*\(.*\)( ->.*)?$")
-_SECTION = re.compile(
-    r"(other )?(parameters?|params|args?|arguments|returns?|yields?|attributes|raises|keywords?|keyword arguments"
-    r"|examples?|see also|references?|notes?|methods|inputs?|outputs?|usage|warnings?|shape|copyright)\b:?( |$)",
-    re.IGNORECASE,
+_LISTS = (
+    r"(other )?(parameters?|params|args?|arguments)|keywords?|keyword arguments|options|attributes|methods"
+    r"|inputs?|outputs?|returns?|yields?|receives|raises|warns|throws|shape|see also|references?|examples?|example usage|doctests?"
+)
+_LIST_HEADING = re.compile(rf"\s*({_LISTS})\s*:*\s*", re.IGNORECASE)
+_PROSE_HEADING = re.compile(r"\s*(notes?|warnings?|tip|explanation|description|details|overview|usage)\s*:*\s*", re.I)
+_NOT_PROSE = re.compile(
+    r">>>|\.\. |```|:\w+|@\w|\[\d|https?:|\\|[{(<$]|(def|class|import|from|for|with|if) .*[:=(]|[\w.\[\]]+ = "
+    rf"|[*\w]+(, [*\w]+)* : |\w[\w.]*\(.*\)( ->.*)?$|[\w.]+(, [\w.]+)+,?$|(?i:{_LISTS})\s*:"
+    r"|(?i:copyright|authors?|license)\b"
 )
 
 
@@ -61,8 +67,8 @@ def passages(found: Iterable[Docstring]) -> list[Passage]:
     """Turn docstrings into distinct (summary, passage) pairs, in the order given.
 
     1. The summary is the first paragraph, freed of markup: 4 to 40 words, no signature, no address.
-    2. The passage is the rest, up to 1,000 characters, freed of doctests, code, directives and underlines. It must open
-       with prose (not with a list of parameters) and have 25 words. The summary does not stand in it.
+    2. The passage is the prose of the rest: no doctests, code, directives, formulas, nor lists of parameters, results
+       and the like. It has 25 words or more, ends after 500 characters, and does not contain the summary.
     3. Paragraphs that stand in three docstrings or more (licenses, inherited parameters, deprecation notes) go.
     4. Of equal summaries, and of passages that begin with the same eight words, the first stays: what is generated from
        one template cannot be told apart by any ranker, and must not meet itself in another split.
@@ -105,11 +111,16 @@ def _of(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
     text = ast.get_docstring(node)
     if not text:
         return
-    lines = [line for line in text.split("\n") if not _UNDERLINE.fullmatch(line)]
-    blocks = (" ".join(block.split()) for block in re.split(r"\n\s*\n", "\n".join(lines)))
-    paragraphs = tuple(block for block in blocks if block)
-    if len(paragraphs) > 1:
-        yield Docstring(name, paragraphs)
+    blocks: list[list[str]] = [[]]
+    for line in text.split("\n"):
+        if not line.strip() or _LIST_HEADING.fullmatch(line) or _PROSE_HEADING.fullmatch(line):
+            blocks.append([])
+        if line.strip() and not _UNDERLINE.fullmatch(line) and not _PROSE_HEADING.fullmatch(line):
+            blocks[-1].append(line)
+    blocks = [block for block in blocks if block]
+    if len(blocks) > 1 and not _LIST_HEADING.fullmatch(blocks[0][0]):
+        prose = [block for block in blocks if not _LIST_HEADING.fullmatch(block[0])]
+        yield Docstring(name, tuple(" ".join(" ".join(block).split()) for block in prose))
 
 
 def _passage(item: Docstring, counts: Counter[str]) -> Passage | None:
@@ -118,12 +129,10 @@ def _passage(item: Docstring, counts: Counter[str]) -> Passage | None:
     in_range = _MIN_SUMMARY_WORDS <= len(summary.split()) <= _MAX_SUMMARY_WORDS
     if not in_range or len(_WORD.findall(summary)) < _MIN_SUMMARY_WORDS:
         return None
-    if "http" in summary or _NOT_PROSE.match(summary) or _SECTION.match(first):
+    if "http" in summary or _NOT_PROSE.match(first) or _SIGNATURE.match(first):
         return None
     body = [text for text in rest if counts[normalized(text)] < _BOILERPLATE_COUNT]
-    body = [text for text in body if not text.startswith((">>>", ".. ", "```"))]
-    if not body or _NOT_PROSE.match(body[0]) or _SECTION.match(body[0]):
-        return None
+    body = [text for text in body if not _NOT_PROSE.match(text)]
     text = _cut(_without(summary, " ".join(_ROLE.sub("", part) for part in body)))
     return Passage(item.name, summary, text) if len(_WORD.findall(text)) >= _MIN_PASSAGE_WORDS else None
 

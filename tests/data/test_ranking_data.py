@@ -1,0 +1,81 @@
+"""The sample of pairs for calibration, and training apart from test."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from compressor.data import RankingData, check_disjoint
+from compressor.errors import InputError
+
+
+def data(name: str, queries: dict[str, str], n_candidates: int = 3) -> RankingData:
+    documents = {f"d{n}": f"text {n}" for n in range(n_candidates)}
+    return RankingData(
+        name=name,
+        collection=name.partition("/")[0],
+        first_stage="by hand",
+        queries=queries,
+        documents=documents,
+        qrels={},
+        candidates={query: list(documents) for query in queries},
+    )
+
+
+def test_a_sample_is_spread_evenly_over_queries_and_ranks():
+    many = data("a/train", {f"q{n}": f"query {n}" for n in range(20)}, n_candidates=100)
+    sample = many.sample_pairs(200, seed=1)
+    assert len(set(sample)) == 200
+    assert set(sample) <= set(many.pairs())
+    assert set(Counter(query for query, _ in sample).values()) == {10}
+    tenths = Counter(many.candidates[query].index(document) // 10 for query, document in sample)
+    assert tenths == dict.fromkeys(range(10), 20)
+
+
+def test_a_small_sample_takes_one_pair_of_each_query():
+    many = data("a/train", {f"q{n}": f"query {n}" for n in range(50)}, n_candidates=100)
+    sample = many.sample_pairs(30)
+    assert len({query for query, _ in sample}) == 30
+    ranks = [many.candidates[query].index(document) for query, document in sample]
+    assert min(ranks) < 25
+    assert max(ranks) > 75
+
+
+def test_the_seed_decides_and_nothing_else():
+    many = data("a/train", {f"q{n}": f"query {n}" for n in range(20)}, n_candidates=50)
+    assert many.sample_pairs(33, seed=4) == many.sample_pairs(33, seed=4)
+    assert many.sample_pairs(33, seed=4) != many.sample_pairs(33, seed=5)
+
+
+def test_short_lists_give_all_they_have():
+    few = data("a/train", {"q1": "one", "q2": "two", "q3": "none"})
+    few = replace(few, candidates={"q1": ["d0"], "q2": ["d0", "d1", "d2"], "q3": []})
+    assert sorted(few.sample_pairs(99)) == [("q1", "d0"), ("q2", "d0"), ("q2", "d1"), ("q2", "d2")]
+    assert few.sample_pairs(0) == []
+
+
+def test_disjoint_data_pass():
+    check_disjoint([data("a/train", {"1": "cats"})], [data("a/test", {"2": "dogs"}), data("b/test", {"1": "birds"})])
+
+
+def test_the_same_text_in_another_collection_is_refused():
+    with pytest.raises(InputError) as error:
+        check_disjoint([data("a/train", {"1": "What do  CATS eat?"})], [data("b/test", {"7": "what do cats eat"})])
+    assert str(error.value) == (
+        "a/train: query '1': found a query that also stands in the test data b/test as '7': 'What do  CATS eat?'; "
+        "allowed: each query in training or in test data; add 'exclude_queries: ['1']' to the training data"
+    )
+
+
+def test_the_same_id_in_one_collection_is_refused():
+    with pytest.raises(InputError, match="also stands in the test data a/test as '1'"):
+        check_disjoint([data("a/train", {"1": "cats", "3": "birds"})], [data("a/test", {"1": "dogs"})])
+
+
+def test_every_shared_query_is_named():
+    queries = {"1": "cats", "2": "dogs", "3": "birds"}
+    with pytest.raises(InputError) as error:
+        check_disjoint([data("a/train", queries)], [data("a/test", {"2": "x", "4": "Cats!"})])
+    assert [fault.where for fault in error.value.faults] == ["query '1'", "query '2'"]
