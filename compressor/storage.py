@@ -53,7 +53,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
             old.replace(target)
             raise
         finally:
-            if target.exists():
+            if target.exists():  # what was there is dropped only where something stands in its place
                 shutil.rmtree(aside)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
