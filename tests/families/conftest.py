@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,6 +67,20 @@ def randomized(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     return model.eval()
 
 
+def tokenizer_files(pad_id: int) -> dict[str, bytes]:
+    """Return the tiny tokenizer's files, with the padding token at 0 or, as RoBERTa has it, at 1."""
+    files = tiny.tokenizer_files()
+    if pad_id:
+        tokenizer = json.loads(files["tokenizer.json"])
+        swapped = {"[PAD]": 1, "[UNK]": 0}
+        tokenizer["model"]["vocab"] |= swapped
+        for token in tokenizer["added_tokens"]:
+            token["id"] = swapped.get(token["content"], token["id"])
+        tokenizer["added_tokens"].sort(key=lambda token: token["id"])
+        files["tokenizer.json"] = json.dumps(tokenizer).encode()
+    return files
+
+
 def build_stock(name: str, folder: Path) -> Stock:
     """Save one of `CHECKPOINTS` with a tokenizer beside it."""
     from transformers import AutoConfig, AutoModelForSequenceClassification
@@ -74,7 +89,7 @@ def build_stock(name: str, folder: Path) -> Stock:
     config = AutoConfig.for_model(model_type, **fields)
     model = randomized(AutoModelForSequenceClassification.from_config(config))
     model.save_pretrained(folder)
-    for file, content in tiny.tokenizer_files().items():
+    for file, content in tokenizer_files(config.pad_token_id).items():
         (folder / file).write_bytes(content)
     return Stock(folder=folder, model=model)
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from onnx import NodeProto
@@ -83,7 +82,7 @@ def _check_inputs(graph: Graph) -> None:
 
 
 def _head(graph: Graph) -> tuple[HeadPart, str]:
-    value = graph.outputs[0]
+    value = "logits" if "logits" in graph.outputs else graph.outputs[0]
     output = linear(graph, value)
     if output is None or output.weight.shape[1] != 1:
         found = _found(graph, value) if output is None else f"a head of {output.weight.shape[1]} logits"
@@ -161,99 +160,95 @@ def _depends(graph: Graph, value: str, other: str) -> bool:
 def _embeddings(graph: Graph, value: str) -> EmbeddingsPart | None:
     """Recognize a value as embeddings, or return None where it is a layer's result."""
     project = linear(graph, value)
-    node = graph.producer(project.values if project else value)
+    value = project.values if project else value
+    node = graph.producer(value)
     if node is not None and node.op_type == "EmbedLayerNormalization":
         return _fused_embeddings(graph, node, project)
-    part = norm(graph, project.values if project else value)
-    if part is None:
-        return None
-    summands = terms(graph, *part.values)
+    part = norm(graph, value)
+    summands = terms(graph, *part.values) if part else []
     nodes = [graph.producer(term) for term in summands]
     lookups = [n for n in nodes if n is not None and n.op_type == "Gather" and graph.is_constant(n.input[0])]
     fixed = [array for term in summands if (array := graph.constant(term)) is not None]
-    if not lookups or len(lookups) + len(fixed) != len(summands):
+    if part is None or not lookups or len(lookups) + len(fixed) != len(summands):
         return None
-    tables = _Tables.of(graph, [(_array(graph, n.input[0]), n.input[1]) for n in lookups], fixed)
-    return EmbeddingsPart(
-        tokens=tables.tokens, positions=tables.positions, position_offset=tables.position_offset,
-        segments=tables.segments, norm=part, project=project,
-    )  # fmt: skip
+    return _sorted_tables(graph, [(n.input[0], n.input[1]) for n in lookups], fixed, part, project)
 
 
 def _fused_embeddings(graph: Graph, node: NodeProto, project: LinearPart | None) -> EmbeddingsPart:
-    names = [*node.input, *[""] * (7 - len(node.input))]
-    tokens, positions, segments, weight, shift = (graph.constant(name) for name in names[2:7])
-    if tokens is None or positions is None or weight is None or (len(node.input) > 8 and node.input[8]):
-        raise NotRecognizedError(graph.path, "embeddings", "an EmbedLayerNormalization of computed tables", "tables")
-    epsilon = tidy(attribute(node, "epsilon", 1e-12))
-    part = NormPart(values=[], bias=None, weight=weight, shift=shift, epsilon=epsilon)
-    return EmbeddingsPart(
-        tokens=tokens, positions=positions, position_offset=0, segments=segments, norm=part, project=project
+    ids, segment_ids, tokens, positions, segments, weight, shift, _, position_ids = [*node.input, *[""] * 8][:9]
+    part = NormPart(
+        values=[],
+        bias=None,
+        weight=_array(graph, weight),
+        shift=graph.constant(shift),
+        epsilon=tidy(attribute(node, "epsilon", 1e-12)),
     )
+    lookups = [(tokens, ids)]
+    if segments:
+        lookups.append((segments, segment_ids))
+    if position_ids:
+        return _sorted_tables(graph, [*lookups, (positions, position_ids)], [], part, project)
+    return replace(_sorted_tables(graph, lookups, [], part, project), positions=_array(graph, positions))
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Tables:
-    """Which lookup is which, told by what indexes it for one example row."""
+def _sorted_tables(
+    graph: Graph, lookups: list[tuple[str, str]], fixed: list[np.ndarray], part: NormPart, project: LinearPart | None
+) -> EmbeddingsPart:
+    """Tell which lookup is which by what indexes it for one example row.
 
-    tokens: np.ndarray
-    positions: np.ndarray | None = None
-    position_offset: int = 0
-    segments: np.ndarray | None = None
-
-    @classmethod
-    def of(cls, graph: Graph, lookups: list[tuple[np.ndarray, str]], fixed: list[np.ndarray]) -> _Tables:
-        length = 5
-        ids = np.array([[7, 5, 3, 5, 9]], dtype=np.int64)
-        segments = np.array([[0, 0, 1, 0, 1]], dtype=np.int64)
-        feeds = {"input_ids": ids, "token_type_ids": segments, "attention_mask": np.ones_like(ids)}
-        found: dict[str, np.ndarray] = {}
-        offset = 0
-        for table, index in lookups:
-            asked = graph.evaluate([index], feeds)[0].reshape(-1)
-            if np.array_equal(asked, ids[0]):
-                kind = "tokens"
-            elif np.array_equal(asked, segments[0]) or not asked.any():
-                kind = "segments"
-            elif asked.size == length and np.array_equal(asked - asked[0], np.arange(length)):
-                kind, offset = "positions", int(asked[0])
-            else:
-                kind = "unknown"
-            if kind in found or kind == "unknown":
-                wanted = "one lookup each by token, by position and by segment"
-                raise NotRecognizedError(graph.path, "embeddings", f"a second or unknown lookup ({index})", wanted)
-            found[kind] = table
-        for array in fixed:
-            if array.size != array.shape[-1] or "segments" in found:
-                raise NotRecognizedError(graph.path, "embeddings", f"a constant of shape {array.shape}", "one row")
-            found["segments"] = np.tile(array.reshape(1, -1), (2, 1))  # the same row whatever the segment
-        if "tokens" not in found:
-            raise NotRecognizedError(graph.path, "embeddings", "no table indexed by input_ids", "a token table")
-        return cls(position_offset=offset, **found)
+    Args:
+        graph: the graph.
+        lookups: names of tables and of their indices.
+        fixed: rows that are added to every token.
+        part: the norm over the sum.
+        project: the linear after it, if there is one.
+    """
+    feeds = {
+        "input_ids": np.array([[7, 5, 3, 5, 9]]),
+        "token_type_ids": np.array([[0, 0, 1, 0, 1]]),
+        "attention_mask": np.ones((1, 5), np.int64),
+    }
+    found: dict[str, np.ndarray] = {}
+    offset = 0
+    for table, index in lookups:
+        asked = graph.evaluate([index], feeds)[0].reshape(-1)
+        if np.array_equal(asked, feeds["input_ids"][0]):
+            kind = "tokens"
+        elif np.array_equal(asked, feeds["token_type_ids"][0]):
+            kind = "segments"
+        elif np.array_equal(asked - asked[0], np.arange(5)):
+            kind, offset = "positions", int(asked[0])
+        elif not asked.any():
+            kind = "row"
+        else:
+            kind = "unknown"
+        if kind in found or kind == "unknown":
+            wanted = "one lookup each by token, by position and by segment"
+            raise NotRecognizedError(graph.path, "embeddings", f"a second or unknown lookup ({index})", wanted)
+        array = _array(graph, table)
+        if kind == "row" or (kind == "segments" and len(array) == 1):
+            fixed = [*fixed, array[:1]]
+        else:
+            found[kind] = array
+    if "tokens" not in found or any(row.size != row.shape[-1] for row in fixed):
+        raise NotRecognizedError(graph.path, "embeddings", "no table indexed by input_ids", "a token table")
+    # A row added to every token alike (the only segment's) moves into a table.
+    carrier = "positions" if "positions" in found else "tokens"
+    for row in fixed:
+        found[carrier] = found[carrier].astype(np.float32) + row.reshape(1, -1)
+    return EmbeddingsPart(
+        tokens=found["tokens"], positions=found.get("positions"), position_offset=offset,
+        segments=found.get("segments"), norm=part, project=project,
+    )  # fmt: skip
 
 
 def _array(graph: Graph, name: str) -> np.ndarray:
     array = graph.constant(name)
-    assert array is not None  # noqa: S101 - callers ask for constants only
+    if array is None:
+        raise NotRecognizedError(graph.path, "embeddings", f"{name}, which is computed", "a constant")
     return array
 
 
 def _found(graph: Graph, value: str) -> str:
     node = graph.producer(unshaped(graph, value))
     return f"{value}, made by {node.op_type}" if node is not None else f"the input {value}"
-
-
-def linears_of(parts: BertParts) -> Iterator[tuple[str, LinearPart]]:
-    """Yield the canonical name and the part of every linear."""
-    if parts.embeddings.project:
-        yield "embeddings.project", parts.embeddings.project
-    for index, layer in enumerate(parts.layers):
-        yield f"layers.{index}.attention.query", layer.attention.query
-        yield f"layers.{index}.attention.key", layer.attention.key
-        yield f"layers.{index}.attention.value", layer.attention.value
-        yield f"layers.{index}.attention.output", layer.output
-        yield f"layers.{index}.ffn.up", layer.up
-        yield f"layers.{index}.ffn.down", layer.down
-    if parts.head.dense:
-        yield "head.dense", parts.head.dense
-    yield "head.output", parts.head.output

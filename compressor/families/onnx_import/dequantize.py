@@ -164,6 +164,25 @@ def _q_attention(rewriter: _Rewriter, node: NodeProto) -> None:
     rewriter.emit("Attention", inputs, node.output[0], domain="com.microsoft", num_heads=heads)
 
 
+def _q_embed_layer_normalization(rewriter: _Rewriter, node: NodeProto) -> None:
+    ids, segments, *tables = _inputs(node, 18)
+    values, scales, zeros = tables[:5], tables[6:11], tables[11:16]
+    names = []
+    for name, scale, zero in zip(values, scales, zeros, strict=True):
+        array = rewriter.graph.constant(name)
+        float_name = f"{name}.float.{node.output[0]}" if array is not None else ""
+        if array is not None:
+            rewriter.store(float_name, _float(rewriter.graph, array, scale, zero, axis=array.ndim - 1))
+        names.append(float_name)
+    attributes = {item.name: helper.get_attribute_value(item) for item in node.attribute}
+    inputs = [ids, segments, *names, tables[5]]
+    while not inputs[-1]:
+        inputs.pop()
+    rewriter.nodes.append(
+        helper.make_node("EmbedLayerNormalization", inputs, node.output, domain="com.microsoft", **attributes)
+    )
+
+
 _REWRITES: dict[str, Callable[[_Rewriter, NodeProto], None]] = {
     "DynamicQuantizeLinear": _dynamic_quantize,
     "QuantizeLinear": _quantize,
@@ -172,4 +191,5 @@ _REWRITES: dict[str, Callable[[_Rewriter, NodeProto], None]] = {
     "MatMulIntegerToFloat": _matmul_integer_to_float,
     "DynamicQuantizeMatMul": _dynamic_quantize_matmul,
     "QAttention": _q_attention,
+    "QEmbedLayerNormalization": _q_embed_layer_normalization,
 }

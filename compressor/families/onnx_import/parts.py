@@ -211,22 +211,28 @@ _ACTIVATIONS: dict[str, Activation] = {
 def activation(graph: Graph, value: str) -> tuple[Activation, LinearPart] | None:
     """Recognize a value as an activation of a linear; the linear gets the bias that fused activations add."""
     top = graph.producer(unshaped(graph, value))
-    if top is None or linear(graph, top.output[0]) is not None:
+    if top is None or is_linear(graph, top):
         return None
+    if top.op_type == "FusedGemm":
+        fused, part = attribute(top, "activation", b"").decode(), _gemm(graph, top)
+        return (_ACTIVATIONS[fused], part) if part and fused in ("Relu", "Tanh") else None
     near = graph.nearest(top.output[0], lambda node: node.op_type in _ACTIVATIONS or is_linear(graph, node))
     functions = [node for node in near if node.op_type in _ACTIVATIONS]
+    linears = [node.output[0] for node in near if node.op_type not in _ACTIVATIONS]  # GELU is x times a function of x
     if len(functions) != 1:
         return None
     function = functions[0]
-    linears = graph.nearest(function.input[0], lambda node: is_linear(graph, node))
-    part = linear(graph, linears[0].output[0]) if len(linears) == 1 else None
-    if part is None or any(node.output[0] != linears[0].output[0] for node in near if node is not function):
+    behind = graph.nearest(function.input[0], lambda node: is_linear(graph, node))
+    part = linear(graph, behind[0].output[0]) if len(behind) == 1 else None
+    if part is None or any(name != behind[0].output[0] for name in linears):
         return None
-    name = _ACTIVATIONS[function.op_type]
     if function.op_type in ("BiasGelu", "FastGelu") and len(function.input) > 1:
         part = part.biased(graph.constant(function.input[1]))
-    if function.op_type == "Gelu" and attribute(function, "approximate", b"none") == b"tanh":
-        name = "gelu_tanh"
-    if function.op_type == "Tanh" and top.output[0] != function.output[0]:
-        name = "gelu_tanh"  # a tanh inside a product is the approximation of GELU
-    return name, part
+    return _function(function, is_inner=top.output[0] != function.output[0]), part
+
+
+def _function(node: NodeProto, *, is_inner: bool) -> Activation:
+    """Name the activation; a tanh inside a product is the approximation of GELU."""
+    if node.op_type == "Gelu" and attribute(node, "approximate", b"none") == b"tanh":
+        return "gelu_tanh"
+    return "gelu_tanh" if node.op_type == "Tanh" and is_inner else _ACTIVATIONS[node.op_type]

@@ -30,7 +30,7 @@ def spec_of(parts: BertParts, *, family: Family | None, pad_id: int, max_length:
     Args:
         parts: what the graph holds.
         family: what a config beside the file says; guessed from the parts where None.
-        pad_id: the tokenizer's padding id.
+        pad_id: the tokenizer's padding id; where positions start after the padding id, the graph itself says it.
         max_length: the tokenizer's limit in tokens; the position table may lower it.
     """
     embedded = parts.embeddings
@@ -39,7 +39,7 @@ def spec_of(parts: BertParts, *, family: Family | None, pad_id: int, max_length:
         family=family or _guess_family(parts),
         width=parts.layers[0].down.weight.shape[1],
         max_length=min([*rows, *([max_length] if max_length else [])], default=512),
-        pad_id=pad_id,
+        pad_id=embedded.position_offset - 1 if embedded.position_offset else pad_id,
         embeddings=EmbeddingsSpec(
             tokens=_table(embedded.tokens),
             positions=None if embedded.positions is None else _table(embedded.positions),
@@ -59,11 +59,11 @@ def spec_of(parts: BertParts, *, family: Family | None, pad_id: int, max_length:
 
 
 def _guess_family(parts: BertParts) -> Family:
-    if parts.embeddings.project or parts.head.activation == "gelu":
-        return "electra"
     if parts.embeddings.position_offset:
         return "roberta"
-    return "distilbert" if parts.embeddings.segments is None else "bert"
+    if parts.embeddings.project or parts.head.activation == "gelu":
+        return "electra"
+    return "distilbert" if parts.head.activation == "relu" else "bert"
 
 
 def _layer(layer: LayerPart) -> LayerSpec:
