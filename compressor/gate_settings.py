@@ -51,8 +51,8 @@ def parse_margin(text: str | float) -> Margin:
     if amount == 0:
         raise ValueError("a loss of exactly 0 cannot be shown on a sample; use min_agreement: {kendall_tau: 1}")
     if not 0 < amount < 1:
-        hint = f"; did you mean '{written}%'?" if amount >= 1 and not of_teacher else ""
-        raise ValueError(f"{text!r} is outside 0 to 1 (0% to 100%){hint}")
+        hint = f"; did you mean '{amount:g}%'?" if amount >= 1 and not of_teacher else ""
+        raise ValueError(f"{written} is outside 0 to 1 (0% to 100%){hint}")
     return Margin(amount=amount, of_teacher=of_teacher)
 
 

@@ -17,6 +17,7 @@ from compressor.bench.significance import Claim, Decision, decide
 from compressor.errors import EXIT_GATE_FAILED, EXIT_PASS, EXIT_UNDECIDED, Fault, InputError, suggest
 from compressor.gate_settings import GateSettings, parse_margin
 
+_FIGURE_NAMES = {"kendall_tau": "Kendall's τ", "overlap@10": "top-10 overlap"}
 _FEWEST_TIMED_QUERIES = 5  # below that, no order statistic bounds a median with 95 % confidence
 
 EXIT_CODES: dict[Verdict3, int] = {"pass": EXIT_PASS, "fail": EXIT_GATE_FAILED, "undecided": EXIT_UNDECIDED}
@@ -142,7 +143,7 @@ def _claims(report: Report, row: Row, settings: GateSettings) -> list[_Asked]:
         figures = row.agreement[data]
         for figure, limit in settings.min_agreement.items():
             claim = Claim(values=np.array(figures[figure].per_query), limit=limit, or_equal=True, highest=1.0)
-            name = f"{figure} with the teacher on {data}"
+            name = f"{_FIGURE_NAMES[figure]} with the teacher on {data}"
             asked.append(_Asked(name=name, kind="agreement", claim=claim, limit=limit))
         if settings.max_score_rmse is not None:
             asked.append(_score_error(figures["score_rmse"].per_query, data, settings.max_score_rmse))

@@ -78,9 +78,8 @@ def scatter(points: Sequence[Point], *, title: str, y_name: str) -> str:
     parts = [f'<text class="plot-title" x="{_LEFT}" y="18">{escape(title)}</text>']
     parts += _axes(x, y, y_name)
     parts.append(_front_line([points[i] for i in front], x, y))
-    for point, label_y, side in _labels(points, x, y):
-        on_front = points.index(point) in front
-        parts.append(_mark(point, x, y, on_front, label_y, side))
+    for point, label in _labels(points, x, y):
+        parts.append(_mark(point, x, y, label, on_front=points.index(point) in front))
     described = f"{y_name} against latency, {title}"
     return (
         f'<svg viewBox="0 0 {_WIDTH:.0f} {_HEIGHT:.0f}" role="img" aria-label="{escape(described)}">'
@@ -134,36 +133,53 @@ def _front_line(front: Sequence[Point], x: Scale, y: Scale) -> str:
     return f'<path class="front" d="{"".join(steps)}H{_WIDTH - _RIGHT:.1f}"/>'
 
 
-def _labels(points: Sequence[Point], x: Scale, y: Scale) -> list[tuple[Point, float, str]]:
-    """Give every label a height of its own: from the top down, each as near its dot as the last one leaves room."""
-    placed: list[tuple[float, float, float]] = []
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Box:
+    left: float
+    right: float
+    top: float
+    bottom: float
+
+    def overlap(self, other: _Box) -> float:
+        wide = min(self.right, other.right) - max(self.left, other.left)
+        high = min(self.bottom, other.bottom) - max(self.top, other.top)
+        return max(0.0, wide) * max(0.0, high)
+
+
+def _labels(points: Sequence[Point], x: Scale, y: Scale) -> list[tuple[Point, _Box]]:
+    """Give every label the nearest place where it covers no other label, dot or whisker, or covers least."""
+    frame = _Box(left=_LEFT, right=_WIDTH - _RIGHT, top=_TOP - 8, bottom=_HEIGHT - _BOTTOM)
+    taken = [_Box(left=x(p.x) - 8, right=x(p.x) + 8, top=y(p.y) - 8, bottom=y(p.y) + 8) for p in points]
+    taken += [_Box(left=x(p.x), right=x(p.x_far), top=y(p.y) - 1, bottom=y(p.y) + 1) for p in points]
     result = []
     for point in sorted(points, key=lambda p: (y(p.y), x(p.x))):
-        width = len(_label(point)) * _CHARACTER
-        side = "start" if x(point.x) + 12 + width < _WIDTH - _RIGHT else "end"
-        left = x(point.x) + 12 if side == "start" else x(point.x) - 12 - width
-        label_y = y(point.y) - 9
-        while any(abs(label_y - other) < _LABEL_HEIGHT and left < end and left + width > start
-                  for start, end, other in placed):  # fmt: skip
-            label_y += 3
-        placed.append((left, left + width, label_y))
-        result.append((point, label_y, side))
+        width, px, py = len(_label(point)) * _CHARACTER, x(point.x), y(point.y)
+        choices = []
+        for away in range(6):
+            for top in (py - 10 - (away + 1) * _LABEL_HEIGHT, py + 10 + away * _LABEL_HEIGHT):
+                for left in (px - 4, px + 4 - width, px - width / 2):
+                    box = _Box(left=left, right=left + width, top=top, bottom=top + _LABEL_HEIGHT)
+                    outside = width * _LABEL_HEIGHT - box.overlap(frame)
+                    covered = sum(box.overlap(other) for other in taken) + 2 * outside
+                    choices.append((covered + 25 * away, len(choices), box))
+        box = min(choices)[2]
+        taken.append(box)
+        result.append((point, box))
     return result
 
 
-def _mark(point: Point, x: Scale, y: Scale, on_front: bool, label_y: float, side: str) -> str:
+def _mark(point: Point, x: Scale, y: Scale, label: _Box, *, on_front: bool) -> str:
     px, py = x(point.x), y(point.y)
     kind = ("baseline" if point.is_baseline else "ranker") + (" on-front" if on_front else "")
     shape = (
         f'<rect x="{px - 5:.1f}" y="{py - 5:.1f}" width="10" height="10"/>'
         if point.is_baseline else f'<circle cx="{px:.1f}" cy="{py:.1f}" r="6"/>'
     )  # fmt: skip
-    label_x = px + 10 if side == "start" else px - 10
     tip = f"{point.name}: {shown_ms(point.x)} ms (p95 {shown_ms(point.x_far)} ms), {point.y:.4f}"
     return (
         f'<g class="point {kind}"><title>{escape(tip)}</title>'
         f'<line class="whisker" x1="{px:.1f}" x2="{x(point.x_far):.1f}" y1="{py:.1f}" y2="{py:.1f}"/>{shape}'
-        f'<text x="{label_x:.1f}" y="{label_y:.1f}" text-anchor="{side}">{escape(_label(point))}</text></g>'
+        f'<text x="{label.left:.1f}" y="{label.bottom - 3:.1f}">{escape(_label(point))}</text></g>'
     )
 
 

@@ -58,3 +58,7 @@ def schema_text() -> str:
 def _fault(path: Path, error: Any) -> Fault:
     where = ".".join(map(str, error["loc"]))
     return Fault(source=path, where=where, found=repr(error["input"])[:80], allowed=error["msg"])
+
+
+if __name__ == "__main__":
+    write_whole(SCHEMA_PATH, schema_text())

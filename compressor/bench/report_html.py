@@ -61,7 +61,7 @@ def _verdict(report: Report) -> str:
 
 
 def _cards(report: Report) -> str:
-    """Return the headline figures of the fastest ranker that is not the teacher."""
+    """Return the headline figures of the best ranker (see `headline_row`)."""
     row = headline_row(report)
     if row is None:
         return ""
@@ -83,8 +83,10 @@ def _cards(report: Report) -> str:
 
 
 def headline_row(report: Report) -> Row | None:
-    """Return the fastest ranker row that is not the teacher."""
+    """Return the fastest ranker row that is not the teacher, those that failed a check of the gate last."""
     rows = [row for row in report.rows if row.kind == "ranker" and row.name != report.teacher]
+    failed = {check.row for check in report.gate.checks if check.verdict == "fail"} if report.gate else set()
+    rows = [row for row in rows if row.name not in failed] or rows
     return min(rows, key=lambda row: row.latency[-1].p50_ms, default=None)
 
 
@@ -113,12 +115,12 @@ def _summary(report: Report) -> str:
 def _gate(report: Report) -> str:
     if not report.gate:
         return ""
-    head = ["", "check", "value", "bound", "limit", "", "in words"]
+    head = ["", "check", "value", "bound", "limit", ""]
     rows = [_gate_cells(check) for check in report.gate.checks]
     return (
         "<h2>Gate</h2><p class='soft'>In the small plots the tinted side is allowed and the tick is the limit; the dot "
         "is the value, the whisker leads to its bound. A check passes when the bound, not the dot, is on the allowed "
-        f"side.</p>{table(head, rows, text_columns=(0, 1, 5, 6))}"
+        f"side.</p>{table(head, rows, text_columns=(0, 1), wrapped_column=1)}"
     )
 
 
@@ -126,12 +128,10 @@ def _gate_cells(check: Check) -> tuple[list[str], str]:
     digits = ".2f" if check.kind in ("speedup", "size") else ".4f"
     unit = f" {escape(check.unit)}" if check.unit in ("MB", "×") else ""
     bound = ABSENT if check.bound is None else f"{check.bound:{digits}}"
-    rest = check.sentence.removeprefix(f"{check.row}: ")
     cells = [
         f'<span class="mark {check.verdict}">{_MARKS[check.verdict]} {check.verdict}</span>',
-        f"{escape(check.name)}<small>{escape(check.row)}</small>",
+        f"{escape(check.name)}<small>{escape(check.sentence)}</small>",
         f"{check.value:{digits}}{unit}", bound, f"{check.limit:{digits}}", check_plot(check),
-        f"<small>{escape(rest[:1].upper() + rest[1:])}</small>",
     ]  # fmt: skip
     return cells, ""
 
@@ -139,19 +139,23 @@ def _gate_cells(check: Check) -> tuple[list[str], str]:
 def _differences(report: Report) -> str:
     teacher = report.row(report.teacher)
     measure = report.settings.measures[0]
-    plots = []
+    plots, unchanged = [], []
     for row in report.rows:
         if row.name == report.teacher or row.scores_of == report.teacher:
             continue
         for data, measures in row.quality.items():
             reference = teacher.quality[data][measure].per_query
             values = [a - b for a, b in zip(measures[measure].per_query, reference, strict=True)]
-            plots.append(difference_plot(values, title=row.name, subtitle=f"{measure}, {data}"))
-    if not plots:
+            if any(values):
+                plots.append(difference_plot(values, title=row.name, subtitle=f"{measure}, {data}"))
+            else:
+                unchanged.append(f"{row.name} on {data}")
+    if not plots and not unchanged:
         return ""
     shown = "".join(f"<figure>{plot}</figure>" for plot in plots[:_MOST_DIFFERENCE_PLOTS])
     hidden = len(plots) - _MOST_DIFFERENCE_PLOTS
     more = f" {hidden} more are in report.json." if hidden > 0 else ""
+    more += f" No query changed: {escape(', '.join(unchanged))}." if unchanged else ""
     return (
         "<h2>Query by query</h2><p class='soft'>Difference to the teacher on every judged query, sorted: a mean can "
         f"hide that many queries changed both ways.{more}</p><div class='plots small'>{shown}</div>"

@@ -24,16 +24,17 @@ Cells = tuple[list[str], str]
 """The cells of a table row, ready as HTML, and the row's class."""
 
 
-def table(head: Sequence[str], rows: Sequence[Cells], *, text_columns: Sequence[int] = (0,)) -> str:
-    """Return a table; ``head`` holds HTML too. Text columns stand left, others right."""
-    wrapped = [' class="text wrap"' if column == len(head) - 1 else ' class="text"' if column in text_columns else ""
-               for column in range(len(head))]  # fmt: skip
-    classes = [one if column in text_columns else "" for column, one in enumerate(wrapped)]
-    header = "".join(f"<th{one}>{cell}</th>" for one, cell in zip(classes, head, strict=True))
+def table(
+    head: Sequence[str], rows: Sequence[Cells], *, text_columns: Sequence[int] = (0,), wrapped_column: int | None = None
+) -> str:
+    """Return a table; ``head`` holds HTML too. Text columns stand left, others right; one may hold long sentences."""
+    kinds = ["text wrap" if column == wrapped_column else "text" if column in text_columns else ""
+             for column in range(len(head))]  # fmt: skip
+    header = "".join(f'<th class="{kind}">{cell}</th>' for kind, cell in zip(kinds, head, strict=True))
     body = "".join(
-        f'<tr class="{kind}">' + "".join(f"<td{one}>{cell}</td>" for one, cell in zip(classes, cells, strict=True))
-        + "</tr>"
-        for cells, kind in rows
+        f'<tr class="{row_kind}">'
+        + "".join(f'<td class="{kind}">{cell}</td>' for kind, cell in zip(kinds, cells, strict=True)) + "</tr>"
+        for cells, row_kind in rows
     )  # fmt: skip
     return f'<div class="table"><table><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table></div>'
 
@@ -47,8 +48,8 @@ def row_name(report: Report, row: Row) -> str:
 def summary_table(report: Report) -> str:
     """Return the table of the page's top: the main quality, latency, speed-ups and size of every row."""
     against = references(report)
-    head = ["row", escape(main_quality_name(report)), "p50, ms", "pairs/s", *(f"× {escape(name)}" for name in against),
-            "file, MB", "memory, MB"]  # fmt: skip
+    speedups = [f"× {_breakable(name)}" for name in against]
+    head = ["row", escape(main_quality_name(report)), "p50, ms", "pairs/s", *speedups, "file, MB", "memory, MB"]
     rows = []
     for row in report.rows:
         latency = row.latency[-1]
@@ -66,13 +67,13 @@ def latency_table(report: Report) -> str:
     """Return every row at every thread count."""
     against = references(report)
     head = ["row", "threads", "p50, ms", "p95, ms", "p99, ms", "tokenize, ms", "forward, ms", "pairs/s",
-            *(f"× {escape(name)}" for name in against), "load, s", "memory, MB"]  # fmt: skip
+            *(f"× {_breakable(name)}" for name in against), "load, s", "memory, MB"]  # fmt: skip
     rows = []
     for place in range(len(report.rows[0].latency)):
         for row in report.rows:
             one = row.latency[place]
             cells = [
-                row_name(report, row), str(one.threads), shown_ms(one.p50_ms), shown_ms(one.p95_ms),
+                escape(row.name), str(one.threads), shown_ms(one.p50_ms), shown_ms(one.p95_ms),
                 shown_ms(one.p99_ms), shown_ms(one.tokenize_p50_ms), shown_ms(one.forward_p50_ms),
                 shown_rate(one.pairs_per_s), *(_speedup(one, name) for name in against), f"{one.load_s:.2f}",
                 shown_mb(one.peak_memory_bytes),
@@ -85,9 +86,9 @@ def quality_table(report: Report) -> str:
     """Return every measure on every judged data set."""
     columns = [(data, measure) for data, summary in report.data.items() if summary.judged_ids
                for measure in report.settings.measures]  # fmt: skip
-    head = ["row", *(f"{escape(data)}<br>{escape(measure)}, n = {len(report.data[data].judged_ids):,}"
+    head = ["row", *(f"{_breakable(data)}<br>{escape(measure)}, n = {len(report.data[data].judged_ids):,}"
                      for data, measure in columns)]  # fmt: skip
-    rows = [([row_name(report, row), *(_measured(row.quality[data][measure]) for data, measure in columns)], row.kind)
+    rows = [([escape(row.name), *(_measured(row.quality[data][measure]) for data, measure in columns)], row.kind)
             for row in report.rows]  # fmt: skip
     return table(head, rows)
 
@@ -97,10 +98,10 @@ def agreement_table(report: Report) -> str:
     names = {"kendall_tau": "Kendall τ", "overlap@10": "overlap@10", "score_rmse": "score RMSE, logits"}
     head = ["row"]
     for data in report.data:
-        head += [f"{escape(data)}<br>{name}" for name in names.values()] + [f"{escape(data)}<br>tied scores"]
+        head += [f"{_breakable(data)}<br>{name}" for name in names.values()] + [f"{_breakable(data)}<br>tied scores"]
     rows = []
     for row in report.rows:
-        cells = [row_name(report, row)]
+        cells = [escape(row.name)]
         for data in report.data:
             cells += [_agreed(row.agreement[data].get(name), name == "score_rmse") for name in names]
             cells.append(f"{100 * row.tie_rate[data]:.2f} %")
@@ -111,16 +112,12 @@ def agreement_table(report: Report) -> str:
 def cost_table(report: Report) -> str:
     """Return size, parameters and multiply-adds."""
     head = ["row", "file", "MB", "parameters", "multiply-adds per pair", "counted"]
-    rows = [
-        (
-            [
-                row_name(report, row), escape(row.file or row.folder), shown_mb(row.size_bytes),
-                shown_count(row.parameters), shown_count(row.macs_per_pair), f"<small>{row.macs_scope or ABSENT}</small>",
-            ],
-            row.kind,
-        )
-        for row in report.rows
-    ]  # fmt: skip
+    rows = []
+    for row in report.rows:
+        scope = f"<small>{row.macs_scope or ABSENT}</small>"
+        cells = [escape(row.name), escape(row.file or row.folder), shown_mb(row.size_bytes),
+                 shown_count(row.parameters), shown_count(row.macs_per_pair), scope]  # fmt: skip
+        rows.append((cells, row.kind))
     return table(head, rows, text_columns=(0, 1, 5))
 
 
@@ -133,7 +130,7 @@ def batch_table(report: Report) -> str:
         if found:
             share = ABSENT if found.max_shift_share is None else f"{found.max_shift_share:.2g}"
             cells = [
-                row_name(report, row),
+                escape(row.name),
                 str(found.n_pairs),
                 f"{found.max_shift:.2g}",
                 f"{found.mean_shift:.2g}",
@@ -166,6 +163,11 @@ def machine_list(report: Report) -> str:
     return "<dl>" + "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in terms) + "</dl>"
 
 
+def _breakable(name: str) -> str:
+    """Let a long name break over lines after ``_`` and ``/``."""
+    return escape(name).replace("_", "_<wbr>").replace("/", "/<wbr>")
+
+
 def _same(row: Row) -> str:
     if row.scores_of is None:
         return ""
@@ -182,9 +184,9 @@ def _speedup(latency: Latency, name: str) -> str:
 def _measured(found: Measured) -> str:
     if found.loss is None:
         return f"{found.mean:.4f}"
-    bound = "" if found.loss_bound is None else f", below {found.loss_bound:.4f}"
+    bound = "" if found.loss_bound is None else f"below {found.loss_bound:.4f}"
     share = "" if found.loss_share is None else f" ({shown_share(found.loss_share)})"
-    return f"{found.mean:.4f}<small>loss {shown_signed(found.loss)}{share}{bound}</small>"
+    return f"{found.mean:.4f}<small>{shown_signed(found.loss)}{share}</small><small>{bound}</small>"
 
 
 def _agreed(found: Agreed | None, is_error: bool) -> str:

@@ -57,21 +57,24 @@ def _quality_table(report: Report, data: str) -> Table:
     table = _table(f"{escape(data)}: {summary.n_queries:,} queries, {len(summary.judged_ids):,} judged")
     measures = report.settings.measures if summary.judged_ids else ()
     for measure in measures:
-        _add_numbers(table, measure, "loss", "<")
+        _add_numbers(table, measure, "loss %", "< %")
     _add_numbers(table, "τ", "top 10")
     for row in report.rows:
         cells = []
         for measure in measures:
             found = row.quality[data][measure]
             mean = report.row(report.teacher).quality[data][measure].mean
-            bound = shown_share(found.loss_bound / mean) if found.loss_bound is not None and mean else ""
-            loss = shown_share(found.loss_share) if found.loss_share is not None else ""
-            cells += [f"{found.mean:.4f}", loss, f"[dim]{bound}[/dim]"]
+            bound = found.loss_bound / mean if found.loss_bound is not None and mean else None
+            cells += [
+                f"{found.mean:.4f}",
+                *(shown_share(share).removesuffix(" %") for share in (found.loss_share, bound)),
+            ]
         figures = row.agreement[data]
         cells += [f"{figures[name].mean:.3f}" if name in figures else ABSENT for name in ("kendall_tau", "overlap@10")]
-        table.add_row(_name(report, row), *cells)
-    shared = "τ, top 10: Kendall's τ and shared top ten with the teacher"
-    table.caption = ("loss to the teacher, <: below this with 95 % confidence; " if measures else "") + shared
+        table.add_row(_name(row), *cells)
+    shared = f"τ, top 10: Kendall's τ and shared top ten with {escape(report.teacher)}"
+    loss = f"loss %: of {escape(report.teacher)}; < %: the loss is below this with 95 % confidence; "
+    table.caption = (loss if measures else "") + shared
     return table
 
 
@@ -85,7 +88,7 @@ def _speed_table(report: Report, place: int) -> Table:
     for row in report.rows:
         one = row.latency[place]
         table.add_row(
-            _name(report, row), shown_ms(one.p50_ms), shown_ms(one.p95_ms), shown_rate(one.pairs_per_s),
+            _name(row), shown_ms(one.p50_ms), shown_ms(one.p95_ms), shown_rate(one.pairs_per_s),
             *(shown_ratio(one.speedup[name]) if name in one.speedup else ABSENT for name in against),
             shown_mb(row.size_bytes), shown_mb(one.peak_memory_bytes),
         )  # fmt: skip
@@ -94,18 +97,19 @@ def _speed_table(report: Report, place: int) -> Table:
 
 
 def _table(title: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", caption_justify="left", box=box.SIMPLE_HEAD,
-                  padding=(0, 1), show_edge=False)  # fmt: skip
-    table.add_column("row", overflow="fold")
+    table = Table(
+        title=title, title_justify="left", title_style="bold", caption_justify="left", box=box.SIMPLE_HEAD,
+        padding=(0, 1), collapse_padding=True, pad_edge=False, show_edge=False,
+    )  # fmt: skip
+    table.add_column("row", no_wrap=True)
     return table
 
 
 def _add_numbers(table: Table, *heads: str) -> None:
     for head in heads:
-        # Long names of baselines may break over lines; numbers never.
-        table.add_column(head.replace("_", "_\u200b"), justify="right", overflow="fold", min_width=6)
+        # Long names of baselines break over lines; numbers never do.
+        table.add_column(head.replace("_", " "), justify="right")
 
 
-def _name(report: Report, row: Row) -> str:
-    name = escape(row.name) + (" (teacher)" if row.name == report.teacher else "")
-    return f"[bold]{name}[/bold]" if row.kind == "ranker" else name
+def _name(row: Row) -> str:
+    return f"[bold]{escape(row.name)}[/bold]" if row.kind == "ranker" else escape(row.name)

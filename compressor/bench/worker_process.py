@@ -30,13 +30,13 @@ class WorkerProcess:
     """
 
     def __init__(
-        self, row: RowSpec, threads: int, *, padded_batch_pairs: int = 32, command: Sequence[str] = _COMMAND
+        self, row: RowSpec, threads: int, *, padded_batch_pairs: int = 32, command: Sequence[str] | None = None
     ) -> None:
         self.row, self.threads = row, threads
         # The file outlives this call: it takes what the process says until the process is closed.
         self._stderr = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-            list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr,
+            list(command or _COMMAND), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr,
             text=True, encoding="utf-8", env=_environment(threads),
         )  # fmt: skip
         try:
