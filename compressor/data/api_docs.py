@@ -56,10 +56,8 @@ def read_api_docs(split: str) -> Collection:
     folder = cache_folder(BUILT_IN) / key
     if not folder.is_dir():
         built = build(versions)
-        with whole_folder(folder) as partial:
-            for name in BUILT_IN_SPLITS:
-                _write_beir(partial / name, name, [passage for passage in built if split_of(passage.summary) == name])
-            write_json(partial / "versions.json", versions)
+        if not folder.is_dir():  # another process may have been faster, and may be reading it by now
+            _write(folder, built, versions)
     found = read_beir(folder / split, split)
     return Collection(
         name=f"{BUILT_IN}/{split}",
@@ -140,6 +138,13 @@ def _source_files(package: str) -> Iterator[tuple[Path, PurePosixPath]]:
     for path, relative in sorted(files, key=lambda item: str(item[1])):
         if not _NO_API.intersection(relative.parts) and ".." not in relative.parts and path.is_file():
             yield path, relative
+
+
+def _write(folder: Path, built: list[Passage], versions: dict[str, str]) -> None:
+    with whole_folder(folder) as partial:
+        for split in BUILT_IN_SPLITS:
+            _write_beir(partial / split, split, [pair for pair in built if split_of(pair.summary) == split])
+        write_json(partial / "versions.json", versions)
 
 
 def _write_beir(folder: Path, split: str, pairs: list[Passage]) -> None:

@@ -22,7 +22,8 @@ _SIGNATURE = re.compile(r"[\w.]+\(")
 _ROLE = re.compile(r":[\w:+-]+:(?=`)")
 _LISTS = (
     r"(other )?(parameters?|params|args?|arguments)|keywords?|keyword arguments|options|attributes|methods"
-    r"|inputs?|outputs?|returns?|yields?|receives|raises|warns|throws|shape|see also|references?|examples?|example usage|doctests?"
+    r"|inputs?|outputs?|returns?|yields?|receives|raises|warns|throws|shape|see also|references?"
+    r"|examples?|example usage|doctests?"
 )
 _LIST_HEADING = re.compile(rf"\s*({_LISTS})\s*:*\s*", re.IGNORECASE)
 _PROSE_HEADING = re.compile(r"\s*(notes?|warnings?|tip|explanation|description|details|overview|usage)\s*:*\s*", re.I)

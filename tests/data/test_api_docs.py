@@ -16,9 +16,9 @@ SPLITS = ("train", "dev", "test")
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only two small packages, without the standard library: a second instead of twenty."""
-    monkeypatch.setattr(api_docs, "PACKAGES", ("click", "jinja2", "no-such-package"))
+    monkeypatch.setattr(api_docs, "PACKAGES", ("rich", "pydantic", "no-such-package"))
     versions = api_docs.installed_versions()
-    monkeypatch.setattr(api_docs, "installed_versions", lambda: {key: versions[key] for key in ("click", "jinja2")})
+    monkeypatch.setattr(api_docs, "installed_versions", lambda: {key: versions[key] for key in ("rich", "pydantic")})
 
 
 def test_versions_name_python_and_what_is_installed(monkeypatch):
@@ -29,7 +29,7 @@ def test_versions_name_python_and_what_is_installed(monkeypatch):
 def test_a_pair_is_a_summary_and_the_rest(small):
     data = load_data(DataReference.model_validate("api-docs/train"))
     assert data.name == "api-docs/train"
-    query, text = next((query, text) for query, text in data.queries.items() if query.startswith("q:click."))
+    query, text = next((query, text) for query, text in data.queries.items() if query.startswith("q:pydantic."))
     assert data.qrels[query] == {query.removeprefix("q:"): 1}
     assert normalized(text) not in normalized(data.documents[query.removeprefix("q:")])
 
@@ -56,7 +56,7 @@ def test_the_order_of_the_file_system_changes_nothing(small, monkeypatch, tmp_pa
 def test_other_versions_are_another_collection(small, monkeypatch, cache):
     load_data(DataReference.model_validate("api-docs/dev"))
     versions = api_docs.installed_versions()
-    monkeypatch.setattr(api_docs, "installed_versions", lambda: versions | {"click": "0.1"})
+    monkeypatch.setattr(api_docs, "installed_versions", lambda: versions | {"rich": "0.1"})
     load_data(DataReference.model_validate("api-docs/dev"))
     assert len(list((cache / "api-docs").iterdir())) == 2
 

@@ -44,9 +44,10 @@ def test_the_order_is_that_of_the_formula():
 
 
 def test_ties_go_by_document_id_also_at_the_cut():
-    documents = dict.fromkeys("dbeac", "same text")
-    for depth in (1, 3, 5):
-        assert bm25_candidates({"q": "text"}, documents, depth, source="test")["q"] == list("abcde")[:depth]
+    names = [f"d{number:03}" for number in range(200)]
+    documents = {name: "a longer text" if name > "d150" else "same text" for name in reversed(names)}
+    for depth in (1, 70, 151, 180):
+        assert bm25_candidates({"q": "text"}, documents, depth, source="test")["q"] == names[:depth]
 
 
 def test_a_query_without_a_known_word_has_no_candidates():
