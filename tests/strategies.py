@@ -1,0 +1,205 @@
+"""Hypothesis strategies: small random specs that mix the features of all families, and ragged batches for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, get_args
+
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+
+from compressor.ranker.encoder import random_weights
+from compressor.ranker.spec import (
+    Activation,
+    AttentionPattern,
+    AttentionSpec,
+    CausalPattern,
+    ClassifierHead,
+    DenseForm,
+    EmbeddingsSpec,
+    Family,
+    FeedForwardSpec,
+    Float32,
+    FullPattern,
+    Head,
+    Int8Dynamic,
+    Int8Rows,
+    LayerSpec,
+    LinearSpec,
+    LowRankForm,
+    NormSpec,
+    RankerSpec,
+    RotarySpec,
+    SimilarityHead,
+    TableSpec,
+    WindowPattern,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LAW = settings(derandomize=True, deadline=None, database=None)
+VOCABULARY, MAX_LENGTH = 40, 24
+
+ACTIVATIONS = st.sampled_from(get_args(Activation))
+POOLS = st.sampled_from(["first", "mean"])
+PATTERNS: st.SearchStrategy[AttentionPattern] = st.one_of(
+    st.just(FullPattern()), st.builds(WindowPattern, reach=st.integers(1, 9)), st.just(CausalPattern())
+)
+# A layer norm's epsilon bounds how much it can blow up rounding, where a random row is nearly constant.
+NORMS = st.one_of(
+    st.builds(NormSpec, kind=st.just("layer"), epsilon=st.sampled_from([1e-5, 1e-2]), bias=st.booleans()),
+    st.builds(NormSpec, kind=st.just("rms"), epsilon=st.sampled_from([1e-6, 1e-5]), bias=st.just(False)),
+)
+SOME_NORM = st.one_of(NORMS, NORMS, st.none())
+
+
+class Parts:
+    """Draws the parts of one spec. With ``int8``, linears and tables may be quantized; ``seven_bits`` spares a sign."""
+
+    def __init__(self, draw: st.DrawFn, int8: bool, seven_bits: bool) -> None:
+        self.draw = draw
+        self.int8 = int8
+        self.seven_bits = seven_bits
+
+    def linear(self, inputs: int, outputs: int) -> LinearSpec:
+        rank = self.draw(st.one_of(st.none(), st.none(), st.integers(1, 6)))
+        is_int8 = self.int8 and self.draw(st.sampled_from([True, True, False]))
+        reduce_range = self.seven_bits or self.draw(st.booleans())
+        return LinearSpec(
+            inputs=inputs,
+            outputs=outputs,
+            bias=self.draw(st.booleans()),
+            form=LowRankForm(rank=rank) if rank else DenseForm(),
+            precision=Int8Dynamic(reduce_range=reduce_range) if is_int8 else Float32(),
+        )
+
+    def table(self, rows: int, width: int) -> TableSpec:
+        is_int8 = self.int8 and self.draw(st.booleans())
+        return TableSpec(rows=rows, width=width, precision=Int8Rows() if is_int8 else Float32())
+
+    def embeddings(self, width: int) -> EmbeddingsSpec:
+        inner = self.draw(st.one_of(st.none(), st.sampled_from([5, 8])))
+        own = inner or width
+        offset = self.draw(st.integers(0, 2))
+        has_positions = self.draw(st.booleans())
+        segments = self.draw(st.sampled_from([0, 1, 2]))
+        return EmbeddingsSpec(
+            tokens=self.table(VOCABULARY, own),
+            positions=self.table(MAX_LENGTH + offset, own) if has_positions else None,
+            position_offset=offset if has_positions else 0,
+            segments=self.table(segments, own) if segments else None,
+            norm=self.draw(SOME_NORM),
+            project=self.linear(own, width) if inner else None,
+        )
+
+    def attention(self, width: int) -> AttentionSpec:
+        heads = self.draw(st.integers(1, 3))
+        base = self.draw(st.one_of(st.none(), st.sampled_from([10.0, 10000.0])))
+        head_width = self.draw(st.sampled_from([2, 4, 6]) if base else st.integers(1, 6))
+        inner = heads * head_width
+        return AttentionSpec(
+            heads=heads,
+            head_width=head_width,
+            pattern=self.draw(PATTERNS),
+            positions=RotarySpec(base=base) if base else None,
+            query=self.linear(width, inner),
+            key=self.linear(width, inner),
+            value=self.linear(width, inner),
+            output=self.linear(inner, width),
+        )
+
+    def feed_forward(self, width: int) -> FeedForwardSpec:
+        inner = self.draw(st.integers(1, 20))
+        return FeedForwardSpec(
+            activation=self.draw(ACTIVATIONS),
+            up=self.linear(width, inner),
+            gate=self.linear(width, inner) if self.draw(st.booleans()) else None,
+            down=self.linear(inner, width),
+        )
+
+    def layer(self, width: int) -> LayerSpec:
+        return LayerSpec(
+            norm_placement=self.draw(st.sampled_from(["post", "pre"])),
+            attention=self.attention(width),
+            attention_norm=self.draw(SOME_NORM),
+            ffn=self.feed_forward(width),
+            ffn_norm=self.draw(SOME_NORM),
+        )
+
+    def head(self, width: int) -> Head:
+        pool = self.draw(POOLS)
+        if self.draw(st.sampled_from([True, False, False])):
+            return SimilarityHead(pool=pool)
+        inner = self.draw(st.one_of(st.none(), st.integers(1, 12)))
+        return ClassifierHead(
+            pool=pool,
+            dense=self.linear(width, inner) if inner else None,
+            activation=self.draw(st.one_of(st.none(), ACTIVATIONS)),
+            norm=self.draw(SOME_NORM),
+            output=LinearSpec(inputs=inner or width, outputs=1),
+        )
+
+
+@st.composite
+def specs(draw: st.DrawFn, int8: bool = False, seven_bits: bool = False) -> RankerSpec:
+    """Draw a spec of one to three layers, no two of which need be alike."""
+    parts = Parts(draw, int8, seven_bits)
+    width = draw(st.sampled_from([4, 8, 12]))
+    return RankerSpec(
+        family=draw(st.sampled_from(get_args(Family))),
+        width=width,
+        max_length=MAX_LENGTH,
+        pad_id=draw(st.integers(0, 3)),
+        embeddings=parts.embeddings(width),
+        layers=tuple(parts.layer(width) for _ in range(draw(st.integers(1, 3)))),
+        final_norm=draw(SOME_NORM),
+        head=parts.head(width),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A ranker's shape, and what the random numbers of its weights and of one batch are made from."""
+
+    spec: RankerSpec
+    seed: int
+    lengths: tuple[int, ...]
+    columns: int
+
+    @cached_property
+    def weights(self) -> dict[str, Tensor]:
+        """Weights that keep activations near size one: matrices shrink with their width, no vector is all 0 or 1."""
+        generator = torch.Generator().manual_seed(self.seed)
+        weights = random_weights(self.spec, self.seed, scale=1.0)
+        for name, tensor in weights.items():
+            if tensor.dim() == 1:
+                weights[name] = tensor + 0.2 * torch.randn(tensor.shape, generator=generator)
+            elif not name.startswith("embeddings.") or "project" in name:
+                weights[name] = tensor / tensor.shape[1] ** 0.5
+        return weights
+
+    @cached_property
+    def batch(self) -> dict[str, Tensor]:
+        """Rows of the given lengths, padded on the right."""
+        generator = torch.Generator().manual_seed(self.seed)
+        mask = (torch.arange(self.columns) < torch.tensor(self.lengths)[:, None]).long()
+        ids = torch.randint(0, self.spec.embeddings.tokens.rows, mask.shape, generator=generator)
+        n_segments = self.spec.embeddings.segments.rows if self.spec.embeddings.segments else 1
+        segments = torch.randint(0, n_segments, mask.shape, generator=generator)
+        return {
+            "input_ids": torch.where(mask.bool(), ids, self.spec.pad_id),
+            "attention_mask": mask,
+            "token_type_ids": segments * mask,
+        }
+
+
+@st.composite
+def cases(draw: st.DrawFn, int8: bool = False, seven_bits: bool = False) -> Case:
+    """Draw a spec, weights, and one to five rows of up to ``max_length`` tokens, sometimes padded beyond them all."""
+    spec = draw(specs(int8, seven_bits))
+    lengths = draw(st.lists(st.integers(1, spec.max_length), min_size=1, max_size=5))
+    columns = draw(st.sampled_from([max(lengths), spec.max_length]))
+    return Case(spec=spec, seed=draw(st.integers(0, 2**16)), lengths=tuple(lengths), columns=columns)
