@@ -56,9 +56,7 @@ def packaged_folder() -> Path:
     try:
         package = importlib.metadata.distribution(PACKAGE)
     except importlib.metadata.PackageNotFoundError:
-        raise InputError(
-            Fault(source="teacher: packaged", found=f"the package {PACKAGE} is not installed", fix=_FIX)
-        ) from None
+        raise InputError(Fault(source="teacher: packaged", found=f"no package {PACKAGE}", fix=_FIX)) from None
     if package.version != VERSION:
         found = f"{PACKAGE} {package.version}"
         raise InputError(Fault(source="teacher: packaged", found=found, allowed=VERSION, fix=_FIX))

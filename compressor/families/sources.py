@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from tokenizers import Tokenizer
+
+from compressor.errors import Fault, InputError
 from compressor.families.catalogue import FAMILIES
 from compressor.families.checkpoint import INDEX, SINGLE, Checkpoint, weight_files
 from compressor.families.config import Config
@@ -66,12 +69,10 @@ class CheckpointSource:
         modules = read_modules(self.folder)
         if modules and modules.activation:
             config["sentence_transformers"] = {"activation_fn": modules.activation}
-        ranker = Ranker(
-            spec=spec,
-            weights=checkpoint.weights(spec),
-            tokenizer_files=read_tokenizer_files(self.folder),
-            source_config=config,
-        )
+        tokenizer_files = read_tokenizer_files(self.folder)
+        _check_vocabulary(spec, tokenizer_files, self.folder)
+        weights = checkpoint.weights(spec)
+        ranker = Ranker(spec=spec, weights=weights, tokenizer_files=tokenizer_files, source_config=config)
         return ranker, {"format": "safetensors"}
 
     def files(self) -> list[Path]:
@@ -114,11 +115,13 @@ class OnnxFile:
     def read(self) -> tuple[Ranker, dict[str, Any]]:
         source = read_onnx(self.path)
         spec, weights = self._spec(source), source.weights()
+        tokenizer_files = self._tokenizer_files()
+        _check_vocabulary(spec, tokenizer_files, self.folder)
         difference = check_scores(source, spec, weights)
         ranker = Ranker(
             spec=spec,
             weights=weights,
-            tokenizer_files=self._tokenizer_files(),
+            tokenizer_files=tokenizer_files,
             source_config=stock_config(spec, self._config()),
         )
         kind = "onnx int8, weight × scale" if source.was_quantized else "onnx"
@@ -147,6 +150,15 @@ class OnnxFile:
         content = _contents(self.folder, "config.json").get("config.json", b"{}")
         config = json.loads(content)
         return config if isinstance(config, dict) else {}
+
+
+def _check_vocabulary(spec: RankerSpec, tokenizer_files: Mapping[str, bytes], folder: Path) -> None:
+    n_tokens = Tokenizer.from_buffer(tokenizer_files["tokenizer.json"]).get_vocab_size()
+    rows = spec.embeddings.tokens.rows
+    if n_tokens > rows:
+        fix = "the tokenizer belongs to another model"
+        found = f"a tokenizer of {n_tokens} tokens"
+        raise InputError(Fault(source=folder, found=found, allowed=f"at most {rows}, the rows of the table", fix=fix))
 
 
 def _existing(folder: Path, *names: str) -> list[Path]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from compressor.errors import Fault, InputError
+from compressor.errors import Fault, InputError, suggest
 from compressor.families.checkpoint import INDEX, SINGLE
 from compressor.families.hub import fetch, is_hub_id
 from compressor.families.packaged import SOURCE_CONFIG, packaged_folder, packaged_tokenizer
@@ -75,7 +75,8 @@ def _source(reference: str, base: Path, *, with_weights: bool) -> Source:
         return _folder(path)
     if is_hub_id(reference):
         return CheckpointSource(folder=fetch(reference, with_weights=with_weights))
-    raise InputError(Fault(source="teacher", found=f"{reference!r}: no such file or folder", allowed=_ALLOWED))
+    found = f"{reference!r}: no such file or folder"
+    raise InputError(Fault(source="teacher", found=found, allowed=_ALLOWED, fix=suggest(reference, [PACKAGED])))
 
 
 _ALLOWED = "packaged, a checkpoint's folder, an ONNX file, or a hub id (organization/model)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ _MODERN = {
 }  # fmt: skip
 
 # Name -> model type and config. Every family, and what is particular in it.
-CHECKPOINTS = {
+CHECKPOINTS: dict[str, tuple[str, dict[str, Any]]] = {
     "bert": ("bert", _POST_NORM),
     "bert_one_segment": ("bert", {**_POST_NORM, "type_vocab_size": 1}),
     "bert_tanh_gelu": ("bert", {**_POST_NORM, "hidden_act": "gelu_new", "layer_norm_eps": 1e-5}),
@@ -49,7 +50,7 @@ class Stock:
     """A stock model and the folder it was saved to."""
 
     folder: Path
-    model: torch.nn.Module
+    model: Any
 
     def logits(self, inputs: dict[str, torch.Tensor]) -> np.ndarray:
         known = {"bert": 3, "electra": 3}.get(self.model.config.model_type, 2)
@@ -57,7 +58,7 @@ class Stock:
             return self.model(**dict(list(inputs.items())[:known])).logits.numpy()
 
 
-def randomized(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+def randomized(model: Any, seed: int = 0) -> Any:
     """Give every parameter a value that shows: transformers starts biases at zero and matrices very small."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import torch
 from onnx import ModelProto, TensorProto
+from pydantic import ValidationError
 from torch import Tensor
 
 from compressor.families.onnx_import.bert import BertParts, recognize
@@ -18,7 +19,7 @@ from compressor.families.onnx_import.graph import Graph, NotRecognizedError, ext
 from compressor.families.onnx_import.spec_of import spec_of, weights_of
 from compressor.ranker.encoder import Encoder
 from compressor.ranker.spec import Family, RankerSpec
-from compressor.runtime.session import open_session
+from compressor.runtime.session import open_session, runtime_message
 
 # Of the largest logit or 1. Float32 kernels differ by 1e-5, float16 ones by 1e-3, a wrong part by 1e-2 and more.
 _TOLERANCE, _HALF_TOLERANCE = 1e-4, 5e-3
@@ -32,18 +33,24 @@ class OnnxSource:
     Attributes:
         path: the file.
         model: its graph in float.
+        output: the name of its scores.
         parts: what the graph holds.
         was_quantized: whether the file's weights were int8.
     """
 
     path: Path
     model: ModelProto
+    output: str
     parts: BertParts
     was_quantized: bool
 
     def spec(self, *, family: Family | None, pad_id: int, max_length: int | None) -> RankerSpec:
         """Describe it; see `spec_of`."""
-        return spec_of(self.parts, family=family, pad_id=pad_id, max_length=max_length)
+        try:
+            return spec_of(self.parts, family=family, pad_id=pad_id, max_length=max_length)
+        except ValidationError as error:
+            found = "; ".join(fault["msg"].removeprefix("Value error, ") for fault in error.errors())
+            raise NotRecognizedError(self.path, "shapes", found, "layers of one width") from None
 
     def weights(self) -> dict[str, Tensor]:
         """Return its canonical weights, fp32."""
@@ -59,7 +66,11 @@ def read_onnx(path: Path) -> OnnxSource:
     """
     stored = read_model(path)
     model = dequantized(stored, path)
-    return OnnxSource(path=path, model=model, parts=recognize(Graph(model, path)), was_quantized=model is not stored)
+    graph = Graph(model, path)
+    was_quantized = model is not stored
+    return OnnxSource(
+        path=path, model=model, output=graph.output, parts=recognize(graph), was_quantized=was_quantized
+    )
 
 
 def check_scores(source: OnnxSource, spec: RankerSpec, weights: dict[str, Tensor]) -> float:
@@ -109,13 +120,17 @@ def _example(spec: RankerSpec) -> dict[str, np.ndarray]:
 def _run(source: OnnxSource, inputs: dict[str, np.ndarray]) -> np.ndarray:
     with tempfile.TemporaryDirectory() as folder:
         path = source.path
-        if source.was_quantized or source.model.functions:
+        if source.was_quantized:
             path = Path(folder) / "model.onnx"
             large = source.model.ByteSize() > _PROTO_LIMIT_BYTES
             onnx.save(source.model, path, save_as_external_data=large)
         session = open_session(path)
         names = {item.name for item in session.get_inputs()}
-        return session.run(None, {name: array for name, array in inputs.items() if name in names})[0]
+        try:
+            return session.run([source.output], {name: array for name, array in inputs.items() if name in names})[0]
+        except Exception as error:  # the runtime's errors have no common base
+            found = f"a graph that does not run on rows of up to 17 tokens ({runtime_message(error)})"
+            raise NotRecognizedError(source.path, "inputs", found, "a free batch and sequence axis") from error
 
 
 __all__ = ["NotRecognizedError", "OnnxSource", "check_scores", "external_files", "read_onnx"]

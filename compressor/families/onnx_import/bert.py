@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
-import numpy as np
-from onnx import NodeProto
+from dataclasses import dataclass
 
 from compressor.families.onnx_import.attention import AttentionPart, attention
+from compressor.families.onnx_import.embeddings import EmbeddingsPart, embeddings
 from compressor.families.onnx_import.graph import Graph, NotRecognizedError, attribute
-from compressor.families.onnx_import.parts import LinearPart, NormPart, activation, linear, norm, terms, tidy, unshaped
+from compressor.families.onnx_import.parts import LinearPart, NormPart, activation, linear, norm, terms, unshaped
 from compressor.ranker.spec import Activation
 
 
@@ -36,18 +34,6 @@ class LayerPart:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbeddingsPart:
-    """Tables ``[rows, width]``, their norm, and the linear to the layers' width where there is one."""
-
-    tokens: np.ndarray
-    positions: np.ndarray | None
-    position_offset: int
-    segments: np.ndarray | None
-    norm: NormPart
-    project: LinearPart | None
-
-
-@dataclass(frozen=True, kw_only=True)
 class BertParts:
     """What a BERT-shaped ranker is made of; layers from the first to the last."""
 
@@ -65,12 +51,12 @@ def recognize(graph: Graph) -> BertParts:
     _check_inputs(graph)
     head, value = _head(graph)
     layers: list[LayerPart] = []
-    while (embeddings := _embeddings(graph, value)) is None:
+    while (lookups := embeddings(graph, value)) is None:
         layer, value = _layer(graph, value, len(layers) + 1)
         layers.append(layer)
     if not layers:
         raise NotRecognizedError(graph.path, "layers", "none", "at least one layer")
-    return BertParts(embeddings=embeddings, layers=layers[::-1], head=head)
+    return BertParts(embeddings=lookups, layers=layers[::-1], head=head)
 
 
 def _check_inputs(graph: Graph) -> None:
@@ -82,7 +68,7 @@ def _check_inputs(graph: Graph) -> None:
 
 
 def _head(graph: Graph) -> tuple[HeadPart, str]:
-    value = "logits" if "logits" in graph.outputs else graph.outputs[0]
+    value = graph.output
     output = linear(graph, value)
     if output is None or output.weight.shape[1] != 1:
         found = _found(graph, value) if output is None else f"a head of {output.weight.shape[1]} logits"
@@ -155,98 +141,6 @@ def _normed_sum(graph: Graph, value: str, where: str) -> tuple[NormPart, LinearP
 def _depends(graph: Graph, value: str, other: str) -> bool:
     source = graph.producer(value)
     return source is not None and any(graph.nearest(name, lambda node: other in node.output) for name in source.input)
-
-
-def _embeddings(graph: Graph, value: str) -> EmbeddingsPart | None:
-    """Recognize a value as embeddings, or return None where it is a layer's result."""
-    project = linear(graph, value)
-    value = project.values if project else value
-    node = graph.producer(value)
-    if node is not None and node.op_type == "EmbedLayerNormalization":
-        return _fused_embeddings(graph, node, project)
-    part = norm(graph, value)
-    summands = terms(graph, *part.values) if part else []
-    nodes = [graph.producer(term) for term in summands]
-    lookups = [n for n in nodes if n is not None and n.op_type == "Gather" and graph.is_constant(n.input[0])]
-    fixed = [array for term in summands if (array := graph.constant(term)) is not None]
-    if part is None or not lookups or len(lookups) + len(fixed) != len(summands):
-        return None
-    return _sorted_tables(graph, [(n.input[0], n.input[1]) for n in lookups], fixed, part, project)
-
-
-def _fused_embeddings(graph: Graph, node: NodeProto, project: LinearPart | None) -> EmbeddingsPart:
-    ids, segment_ids, tokens, positions, segments, weight, shift, _, position_ids = [*node.input, *[""] * 8][:9]
-    part = NormPart(
-        values=[],
-        bias=None,
-        weight=_array(graph, weight),
-        shift=graph.constant(shift),
-        epsilon=tidy(attribute(node, "epsilon", 1e-12)),
-    )
-    lookups = [(tokens, ids)]
-    if segments:
-        lookups.append((segments, segment_ids))
-    if position_ids:
-        return _sorted_tables(graph, [*lookups, (positions, position_ids)], [], part, project)
-    return replace(_sorted_tables(graph, lookups, [], part, project), positions=_array(graph, positions))
-
-
-def _sorted_tables(
-    graph: Graph, lookups: list[tuple[str, str]], fixed: list[np.ndarray], part: NormPart, project: LinearPart | None
-) -> EmbeddingsPart:
-    """Tell which lookup is which by what indexes it for one example row.
-
-    Args:
-        graph: the graph.
-        lookups: names of tables and of their indices.
-        fixed: rows that are added to every token.
-        part: the norm over the sum.
-        project: the linear after it, if there is one.
-    """
-    feeds = {
-        "input_ids": np.array([[7, 5, 3, 5, 9]]),
-        "token_type_ids": np.array([[0, 0, 1, 0, 1]]),
-        "attention_mask": np.ones((1, 5), np.int64),
-    }
-    found: dict[str, np.ndarray] = {}
-    offset = 0
-    for table, index in lookups:
-        asked = graph.evaluate([index], feeds)[0].reshape(-1)
-        if np.array_equal(asked, feeds["input_ids"][0]):
-            kind = "tokens"
-        elif np.array_equal(asked, feeds["token_type_ids"][0]):
-            kind = "segments"
-        elif np.array_equal(asked - asked[0], np.arange(5)):
-            kind, offset = "positions", int(asked[0])
-        elif not asked.any():
-            kind = "row"
-        else:
-            kind = "unknown"
-        if kind in found or kind == "unknown":
-            wanted = "one lookup each by token, by position and by segment"
-            raise NotRecognizedError(graph.path, "embeddings", f"a second or unknown lookup ({index})", wanted)
-        array = _array(graph, table)
-        if kind == "row" or (kind == "segments" and len(array) == 1):
-            fixed = [*fixed, array[:1]]
-        else:
-            found[kind] = array
-    if "tokens" not in found or any(row.size != row.shape[-1] for row in fixed):
-        raise NotRecognizedError(graph.path, "embeddings", "no table indexed by input_ids", "a token table")
-    # A row added to every token alike (the only segment's) moves into a table.
-    carrier = "positions" if "positions" in found else "tokens"
-    for row in fixed:
-        found[carrier] = found[carrier].astype(np.float32) + row.reshape(1, -1)
-    return EmbeddingsPart(
-        tokens=found["tokens"], positions=found.get("positions"), position_offset=offset,
-        segments=found.get("segments"), norm=part, project=project,
-    )  # fmt: skip
-
-
-def _array(graph: Graph, name: str) -> np.ndarray:
-    array = graph.constant(name)
-    if array is None:
-        raise NotRecognizedError(graph.path, "embeddings", f"{name}, which is computed", "a constant")
-    return array
 
 
 def _found(graph: Graph, value: str) -> str:

@@ -89,7 +89,7 @@ class _Rewriter:
         model.graph.initializer.extend(source.graph.initializer)
         model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in self.tensors.items())
         graph = Graph(model, self.graph.path)
-        return graph.part(graph.outputs)
+        return graph.part([graph.output])
 
 
 def _float(graph: Graph, values: np.ndarray, scale: str, zero: str, axis: int) -> np.ndarray:

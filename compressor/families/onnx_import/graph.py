@@ -12,6 +12,7 @@ import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, numpy_helper
 
 from compressor.errors import Fault, InputError
+from compressor.runtime.session import runtime_message
 from compressor.storage import inside
 
 # What leaves a value as it is in inference. A cast counts: every recognized constant is turned to float32 anyway.
@@ -73,7 +74,8 @@ def _external_names(model: ModelProto) -> set[str]:
 class Graph:
     """Looks through a model's data flow, from outputs to inputs.
 
-    ``inputs`` are the names that a caller feeds; ``path`` is only for messages.
+    ``inputs`` are the names that a caller feeds; ``output`` is the one that holds the scores; ``path`` is only for
+    messages.
     """
 
     def __init__(self, model: ModelProto, path: Path) -> None:
@@ -81,7 +83,8 @@ class Graph:
         self.path = path
         self._stored = {tensor.name: tensor for tensor in model.graph.initializer}
         self.inputs = [value.name for value in model.graph.input if value.name not in self._stored]
-        self.outputs = [value.name for value in model.graph.output]
+        outputs = [value.name for value in model.graph.output]
+        self.output = "logits" if "logits" in outputs else outputs[0]
         self._producers = {name: node for node in model.graph.node for name in node.output if name}
         self._arrays: dict[str, np.ndarray] = {}
 
@@ -149,9 +152,13 @@ class Graph:
         options.log_severity_level = 4
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         part = self.part(values).SerializeToString()
-        session = onnxruntime.InferenceSession(part, options, providers=["CPUExecutionProvider"])
-        needed = {item.name for item in session.get_inputs()}
-        return session.run(None, {name: array for name, array in (feeds or {}).items() if name in needed})
+        try:
+            session = onnxruntime.InferenceSession(part, options, providers=["CPUExecutionProvider"])
+            needed = {item.name for item in session.get_inputs()}
+            return session.run(None, {name: array for name, array in (feeds or {}).items() if name in needed})
+        except Exception as error:  # the runtime's errors have no common base
+            found = f"a part that ONNX Runtime does not compute ({runtime_message(error)})"
+            raise NotRecognizedError(self.path, ", ".join(values), found, "operators that it knows") from error
 
     def part(self, values: Sequence[str]) -> ModelProto:
         """Return the model that computes these values and nothing else."""
