@@ -7,6 +7,7 @@ within one such turn, seconds apart, and what drifts from turn to turn cancels.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from compressor.bench.machine import cpu_seconds
 from compressor.bench.rows import RowSpec
 from compressor.bench.schema import Latency
 from compressor.bench.worker_process import WorkerProcess
@@ -21,8 +23,8 @@ from compressor.bench.workload import TimedQuery
 from compressor.gate_settings import BenchSettings
 from compressor.progress import progress
 
-# Thread pools spin for some milliseconds after their work; the next row must not pay for it.
-_SETTLE_S = 0.05
+# Thread pools may spin on for some milliseconds after their work; the next row must not pay for it.
+_SETTLE_S = 0.02
 _INTERVAL_RESAMPLES = 2_000
 _INTERVAL_LEVEL = 0.05
 _FEWEST_ROUNDS, _FEWEST_QUERIES = 2, 5
@@ -55,11 +57,17 @@ class RowTimes:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Timing:
-    """All rows at one thread count; ``notes`` says what was cut to keep the time budget."""
+    """All rows at one thread count.
+
+    Attributes:
+        notes: what was cut to keep the time budget.
+        busy_share: share of the machine's CPU time that was taken while every row rested; None if not to be told.
+    """
 
     threads: int
     rows: dict[str, RowTimes]
     notes: tuple[str, ...]
+    busy_share: float | None = None
 
 
 def measure_latency(
@@ -80,10 +88,12 @@ def measure_latency(
         turn_s = _warm_up(workers, workload[: settings.warmup_queries])
         plan = plan_rounds(turn_s, len(workload), settings)
         queries = workload[: plan.n_queries]
+        _announce(plan, threads)
         tokenize_s = np.zeros((len(rows), plan.rounds, len(queries)))
         forward_s = np.zeros_like(tokenize_s)
         first: list[list[dict[str, list[float]]]] = [[] for _ in rows]
         rng = np.random.default_rng(settings.seed)
+        rest = _Rest()
         turns = plan.rounds * len(queries) * len(rows)
         with progress(f"Timing, {threads} thread(s)", turns) as advance:
             for turn in range(plan.rounds):
@@ -93,7 +103,7 @@ def measure_latency(
                         tokenize_s[r, turn, q], forward_s[r, turn, q] = reply["tokenize_s"], reply["forward_s"]
                         if turn == 0:
                             first[r].append(reply)
-                        time.sleep(_SETTLE_S)
+                        rest.take()
                         advance()
         times = {
             row.name: RowTimes(
@@ -105,7 +115,25 @@ def measure_latency(
             )
             for r, row in enumerate(rows)
         }  # fmt: skip
-    return Timing(threads=threads, rows=times, notes=plan.notes)
+    return Timing(threads=threads, rows=times, notes=plan.notes, busy_share=rest.busy_share)
+
+
+class _Rest:
+    """Pauses between turns. What runs on the machine meanwhile is not ours."""
+
+    def __init__(self) -> None:
+        self._busy_s = self._total_s = 0.0
+
+    def take(self) -> None:
+        before = cpu_seconds()
+        time.sleep(_SETTLE_S)
+        after = cpu_seconds()
+        if before and after:
+            self._busy_s, self._total_s = self._busy_s + after[0] - before[0], self._total_s + after[1] - before[1]
+
+    @property
+    def busy_share(self) -> float | None:
+        return min(1.0, max(0.0, self._busy_s / self._total_s)) if self._total_s > 0 else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,6 +165,15 @@ def plan_rounds(turn_s: float, n_queries: int, settings: BenchSettings) -> Round
             )
             return RoundPlan(rounds=rounds, n_queries=n_queries, expected_s=turn_s * rounds * n_queries, notes=(note,))
     return RoundPlan(rounds=rounds, n_queries=n_queries, expected_s=turn_s * rounds * n_queries)
+
+
+def _announce(plan: RoundPlan, threads: int) -> None:
+    minutes, seconds = divmod(round(plan.expected_s), 60)
+    about = f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+    print(
+        f"{threads} thread(s): {plan.rounds} rounds of {plan.n_queries} queries take about {about}.",
+        file=sys.stderr, flush=True,
+    )  # fmt: skip
 
 
 def _warm_up(workers: Sequence[WorkerProcess], queries: Sequence[TimedQuery]) -> float:

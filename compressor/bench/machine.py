@@ -41,12 +41,15 @@ def describe_machine() -> Machine:
     )
 
 
-def load_per_cpu() -> float | None:
-    """Return the load average of the last minute divided by the host's CPUs, or None where the system has none."""
+def cpu_seconds() -> tuple[float, float] | None:
+    """Return the busy and the total CPU seconds of the whole machine since it started, or None without psutil."""
     try:
-        return os.getloadavg()[0] / (os.cpu_count() or 1)
-    except (AttributeError, OSError):
+        import psutil
+    except ImportError:
         return None
+    times = psutil.cpu_times()
+    total = float(sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0))
+    return total - float(times.idle) - float(getattr(times, "iowait", 0.0)), total
 
 
 def cpu_model() -> str:

@@ -154,7 +154,7 @@ def _labels(points: Sequence[Point], x: Scale, y: Scale) -> list[tuple[Point, _B
     result = []
     for point in sorted(points, key=lambda p: (y(p.y), x(p.x))):
         width, px, py = len(_label(point)) * _CHARACTER, x(point.x), y(point.y)
-        choices = []
+        choices: list[tuple[float, int, _Box]] = []
         for away in range(6):
             for top in (py - 10 - (away + 1) * _LABEL_HEIGHT, py + 10 + away * _LABEL_HEIGHT):
                 for left in (px - 4, px + 4 - width, px - width / 2):

@@ -145,13 +145,13 @@ def machine_list(report: Report) -> str:
     machine, settings = report.machine, report.settings
     memory = "" if machine.memory_bytes is None else f", {machine.memory_bytes / 2**30:.0f} GiB memory"
     quota = "" if machine.cpu_quota is None else f", quota {machine.cpu_quota:g} CPUs"
-    load = report.workload.load_per_cpu
+    busy = report.workload.busy_share
     terms = [
         ("CPU", f"{machine.cpu} ({machine.architecture}), {machine.available_threads} of {machine.logical_cpus} CPUs "
                 f"usable{quota}{memory}"),
         ("Instruction sets", ", ".join(machine.isa) or "not told by the system"),
         ("System", machine.os),
-        ("Load before timing", ABSENT if load is None else f"{load:.2f} per CPU"),
+        ("Other work", ABSENT if busy is None else f"{100 * busy:.0f} % of the CPU time between turns"),
         ("Versions", ", ".join(f"{name} {version}" for name, version in machine.versions.items())),
         ("Settings", f"{settings.candidates} candidates, {settings.n_queries} timed queries, {settings.rounds} rounds, "
                      f"seed {settings.seed}"),

@@ -14,7 +14,7 @@ from rich.console import Console
 from compressor.bench.agreement import agreement
 from compressor.bench.batch_sensitivity import batch_sensitivity
 from compressor.bench.latency import Timing, latency_figures, measure_latency
-from compressor.bench.machine import describe_machine, load_per_cpu
+from compressor.bench.machine import describe_machine
 from compressor.bench.quality import Quality, Scores, evaluate, parse_measures
 from compressor.bench.rows import RowSpec, check_rows, row_fingerprint
 from compressor.bench.schema import Agreed, DataSummary, HistoryEntry, Measured, Report, Row, Workload
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from compressor.data.ranking_data import RankingData
 
 _BOUND_LEVEL = 0.05
-_BUSY_LOAD = 0.5
+_BUSY_SHARE = 0.2
 _SAME_MODEL_TOLERANCE = 1e-3
 _DIGITS = 8
 
@@ -56,16 +56,16 @@ def run_bench(
     workload = choose_workload(
         data, n_queries=settings.n_queries, candidates=settings.candidates, seed=settings.seed
     )  # fmt: skip
-    load = load_per_cpu()
     _print_plan(rows, data, workload, settings)
-    timings = [measure_latency(rows, workload, settings, threads=threads) for threads in settings.threads]
+    timings = [measure_latency(rows, workload, settings, threads=threads) for threads in sorted(settings.threads)]
     threads = max(settings.threads)
     scores, differences, notes = _all_scores(rows, data, settings, timings[-1], threads, cache)
-    lengths = timings[0].rows[teacher].lengths
+    lengths = timings[-1].rows[teacher].lengths
+    rounds, n_queries = timings[-1].rows[teacher].total_s.shape
     summary = Workload(
-        n_queries=len(workload), n_pairs=sum(len(query.pairs) for query in workload), rounds=settings.rounds,
+        n_queries=n_queries, n_pairs=sum(len(query.pairs) for query in workload[:n_queries]), rounds=rounds,
         mean_tokens=round(float(lengths.mean()), 1), p95_tokens=round(float(np.quantile(lengths, 0.95)), 1),
-        load_per_cpu=None if load is None else round(load, 2), busy=load is not None and load > _BUSY_LOAD,
+        busy_share=_largest([timing.busy_share for timing in timings]),
     )  # fmt: skip
     machine = describe_machine()
     qualities = {row.name: {one.name: evaluate(one, scores[row.name][one.name], settings.measures) for one in data}
@@ -210,12 +210,17 @@ def _data_summary(data: RankingData, scores: Scores, quality: Quality) -> DataSu
     )  # fmt: skip
 
 
+def _largest(shares: Sequence[float | None]) -> float | None:
+    known = [share for share in shares if share is not None]
+    return round(max(known), 3) if known else None
+
+
 def _timing_notes(timings: Sequence[Timing], workload: Workload, available: int) -> list[str]:
     notes = [f"{timing.threads} thread(s): {note}" for timing in timings for note in timing.notes]
-    if workload.busy:
+    if workload.busy_share is not None and workload.busy_share > _BUSY_SHARE:
         notes.append(
-            f"The machine was busy before the timing began (load {workload.load_per_cpu:.2f} per CPU): trust the "
-            "ratios more than the absolute times."
+            f"The machine was busy: other work took {100 * workload.busy_share:.0f} % of its CPU time between the "
+            "turns. Trust the ratios more than the times."
         )
     notes += [
         f"{timing.threads} threads were asked for, this process may use {available}: those times show contention."

@@ -50,8 +50,9 @@ class Workload(Record):
     rounds: int
     mean_tokens: float | None = Field(default=None, description="tokens per pair, of the teacher's tokenizer")
     p95_tokens: float | None = None
-    load_per_cpu: float | None = Field(default=None, description="load average per CPU just before the timing")
-    busy: bool = Field(default=False, description="other work was running: absolute times are not to be trusted")
+    busy_share: float | None = Field(
+        default=None, description="share of the machine's CPU time that other work took, sampled between the turns"
+    )
 
 
 class Measured(Record):

@@ -29,7 +29,7 @@ def make_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeRow:
         folder.mkdir(parents=True)
         (folder / "config.json").write_text(json.dumps(config))
         (folder / "model.onnx").write_bytes(b"\x00" * 1000)
-        return RowSpec(name=name, kind=kind, folder=folder, scores_of=scores_of)  # type: ignore[arg-type]
+        return RowSpec(name=name, kind=kind, folder=folder, scores_of=scores_of)
 
     return make
 

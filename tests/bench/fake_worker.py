@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from compressor.errors import Fault, InputError, RunError
 
 
 class FakeEngine:
-    import_s, load_s = 0.25, 0.5
+    import_s = 0.25
+    load_s = 0.5
 
     def __init__(self, request: dict[str, Any]) -> None:
         folder = Path(request["folder"])
@@ -32,7 +34,7 @@ class FakeEngine:
             raise InputError(Fault(source=folder, found="a model that nobody can load"))
         (folder / "loads.log").open("a").write(f"{request['threads']}\n")
 
-    def score(self, pairs: list[tuple[str, str]]) -> Scored:
+    def score(self, pairs: Sequence[tuple[str, str]]) -> Scored:
         word = self.settings.get("break_on")
         if word and any(word in query for query, _ in pairs):
             if self.settings.get("how") == "die":
@@ -45,10 +47,10 @@ class FakeEngine:
         return Scored(scores=self._scores(pairs), lengths=[len(d.split()) + 3 for _, d in pairs],
                       tokenize_s=0.001, forward_s=0.01 * self.settings.get("slowness", 1.0))  # fmt: skip
 
-    def score_in_one_batch(self, pairs: list[tuple[str, str]]) -> np.ndarray:
+    def score_in_one_batch(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
         return self._scores(pairs) + np.float32(self.settings.get("batch_shift", 0.0) * (len(pairs) > 1))
 
-    def _scores(self, pairs: list[tuple[str, str]]) -> np.ndarray:
+    def _scores(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
         noise = self.settings.get("noise", 0.0)
         return np.array([_value("|".join(p)) + noise * _value("noise|".join(p)) for p in pairs], dtype=np.float32)
 

@@ -57,7 +57,7 @@ def made_row(
         "score_rmse": Agreed(mean=0.2, bound=0.2, per_query=[0.04] * n),
     }
     return Row(
-        name=name, kind=kind, engine="onnx", folder=f"runs/{name}", file="onnx/model.onnx",  # type: ignore[arg-type]
+        name=name, kind=kind, engine="onnx", folder=f"runs/{name}", file="onnx/model.onnx",
         fingerprint="ab" * 32, quality={data: {"nDCG@10": quality}}, agreement={data: agreement}, tie_rate={data: 0.0},
         latency=latencies, batch_sensitivity=BatchSensitivity(n_pairs=8, max_shift=0.1, mean_shift=0.05,
         max_shift_share=0.03), size_bytes=size_bytes, parameters=22_000_000, macs_per_pair=1.1e9, macs_scope="all",

@@ -55,8 +55,9 @@ def test_the_sentences_say_value_bound_limit_and_queries():
     assert "is 0.0300, with 95 % confidence at least 0.027" in failed.sentence
     assert "(1% of the teacher's 0.6238)" in undecided.sentence
     assert f"200 queries do not decide; about {undecided.n_needed:,} would (80 % power)." in undecided.sentence
-    assert undecided.n == 200 < undecided.n_needed
-    assert passed.bound < passed.limit == 0.01 < failed.bound
+    assert undecided.n == 200
+    assert (undecided.n_needed or 0) > 200
+    assert (passed.bound or 1) < passed.limit == 0.01 < (failed.bound or 0)
 
 
 def test_a_share_is_of_the_teacher_s_mean():
@@ -126,7 +127,7 @@ def test_checks_of_one_row_are_corrected_together():
     found = gate(
         report(lossy(0.0, 0.02)), max_loss={"nDCG@10": 0.01}, min_agreement={"kendall_tau": 0.9, "overlap@10": 0.9}
     )
-    assert sorted(check.level for check in found.checks) == pytest.approx([0.05 / 3, 0.05 / 2, 0.05])
+    assert sorted(check.level or 0 for check in found.checks) == pytest.approx([0.05 / 3, 0.05 / 2, 0.05])
 
 
 def test_unlabelled_data_need_agreement():

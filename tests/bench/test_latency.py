@@ -40,7 +40,12 @@ def test_rows_take_turns_on_the_same_queries(make_row, make_data, monkeypatch):
 def test_a_failing_row_ends_the_others_too(make_row, make_data, monkeypatch):
     started = []
     close = WorkerProcess.close
-    monkeypatch.setattr(WorkerProcess, "close", lambda self: (close(self), started.append(self._process)))
+
+    def noted(self):
+        close(self)
+        started.append(self._process)
+
+    monkeypatch.setattr(WorkerProcess, "close", noted)
     rows = [make_row("good"), make_row("bad", break_on="query")]
     workload = choose_workload([make_data()], n_queries=2, candidates=3, seed=0)
     with pytest.raises(RunError, match="row 'bad'"):

@@ -68,7 +68,11 @@ def test_a_run_that_is_wholly_missing_counts_zero_everywhere():
 
 
 def test_tie_rate_is_a_mean_over_queries():
-    scores = {"q1": np.array([1, 1, 0, 0, 3], np.float32), "q2": np.array([1, 2], np.float32), "q3": np.zeros(0)}
+    scores = {
+        "q1": np.array([1, 1, 0, 0, 3], np.float32),
+        "q2": np.array([1, 2], np.float32),
+        "q3": np.zeros(0, np.float32),
+    }
     assert tie_rate(scores) == pytest.approx((4 / 5 + 0) / 2)
 
 

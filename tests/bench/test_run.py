@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 
+from compressor.bench import latency
 from compressor.bench import run as run_module
 from compressor.bench.gate import gate_report
 from compressor.bench.report import report_text
@@ -39,13 +41,17 @@ def test_a_bench_from_rows_to_gate(make_row, make_data, tmp_path):
     assert model.agreement.keys() == {"a/test", "b/test"}
     assert teacher.quality["a/test"]["nDCG@10"].loss is None
     lossy = model.quality["a/test"]["nDCG@10"]
+    assert lossy.loss is not None
     assert lossy.loss == pytest.approx(teacher.quality["a/test"]["nDCG@10"].mean - lossy.mean)
+    assert lossy.loss_bound is not None
     assert lossy.loss_bound > lossy.loss
     assert len(lossy.per_query) == len(report.data["a/test"].judged_ids) == 24
     assert 0.5 < model.agreement["b/test"]["kendall_tau"].mean < 1
     assert teacher.agreement["b/test"]["kendall_tau"].mean == 1
     rmse = model.agreement["b/test"]["score_rmse"]
     assert rmse.mean == pytest.approx(np.sqrt(np.mean(rmse.per_query)))
+    assert model.batch_sensitivity is not None
+    assert teacher.batch_sensitivity is not None
     assert model.batch_sensitivity.max_shift == pytest.approx(0.25, rel=1e-5)
     assert teacher.batch_sensitivity.max_shift == 0
     assert model.size_bytes == 1000
@@ -76,10 +82,11 @@ def test_a_row_that_is_the_same_model_takes_over_its_quality(make_row, make_data
 
 
 def test_a_busy_machine_and_too_many_threads_are_noted(make_row, make_data, monkeypatch):
-    monkeypatch.setattr(run_module, "load_per_cpu", lambda: 0.9)
+    clock = itertools.count()
+    monkeypatch.setattr(latency, "cpu_seconds", lambda: (0.4 * (now := next(clock)), now))
     report = run_bench([make_row("one")], [make_data()], SETTINGS.changed(threads=(1, 99)), teacher="one")
-    assert report.workload.busy
-    assert "The machine was busy before the timing began (load 0.90 per CPU)" in report.notes[0]
+    assert report.workload.busy_share == 0.4
+    assert report.notes[0].startswith("The machine was busy: other work took 40 % of its CPU time between the turns.")
     assert report.notes[1].startswith("99 threads were asked for, this process may use ")
 
 
