@@ -69,7 +69,10 @@ def rotate(values: Tensor, positions: Tensor, spec: RotarySpec) -> Tensor:
 
 
 def visible(pattern: AttentionPattern, layout: TokenLayout, first_only: bool) -> Tensor:
-    """Return which keys each query may see: bool ``[B, 1, S or 1, S]``, broadcast over heads."""
+    """Return which keys each query may see: bool ``[B, 1, S or 1, S]``, broadcast over heads.
+
+    No query sees nothing, which would give NaN: padding stands where its row's last real token stands.
+    """
     keys = layout.mask[:, None, None, :]
     if isinstance(pattern, WindowPattern | CausalPattern):
         positions = layout.pad(layout.positions)  # [B, S]
@@ -77,7 +80,4 @@ def visible(pattern: AttentionPattern, layout: TokenLayout, first_only: bool) ->
         distance = asking[:, :, None] - positions[:, None, :]
         near = distance.abs() <= pattern.reach if isinstance(pattern, WindowPattern) else distance >= 0
         keys = keys & near[:, None]
-        if not first_only:
-            # A padded query may see nothing at all, and a softmax over nothing is NaN, which poisons gradients.
-            keys = keys | torch.eye(keys.shape[-1], dtype=torch.bool, device=keys.device)
     return keys

@@ -19,7 +19,7 @@ class TokenLayout:
     Attributes:
         mask: bool ``[B, S]``, true where a real token stands.
         to_packed: int64 ``[T]``, the padded slot (row * S + column) of each packed token.
-        to_padded: int64 ``[B * S]``, the packed token of each padded slot; 0 for padding, whose value is never read.
+        to_padded: int64 ``[B * S]``, the packed token of each padded slot; padding repeats the last one before it.
         positions: int64 ``[T]``, each token's position in its row before any token was dropped.
         first: int64 ``[B]``, the packed index of each row's first token.
     """

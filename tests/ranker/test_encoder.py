@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from compressor.ranker.attention import visible
 from compressor.ranker.ranker import Ranker
-from compressor.ranker.spec import RankerSpec, TableSpec
+from compressor.ranker.spec import CausalPattern, FullPattern, RankerSpec, TableSpec, WindowPattern
 from compressor.ranker.tokens import TokenLayout
 from tests.ranker.cases import SPECS
 from tests.ranker.padded_oracle import oracle
@@ -166,3 +167,12 @@ def test_bf16_autocast_is_near_fp32(spec):
     assert not torch.equal(rough.float(), exact)
     # bfloat16 keeps 8 bits: about 0.4 % a product, some steps of it over the layers.
     assert (rough.float() - exact).abs().max() < 0.06 * max(1.0, float(exact.abs().max()))
+
+
+@pytest.mark.parametrize("pattern", [FullPattern(), WindowPattern(reach=1), CausalPattern()])
+@pytest.mark.parametrize("first_only", [False, True])
+def test_every_query_sees_a_real_token_of_its_row(pattern, first_only):
+    layout = TokenLayout.of(torch.tensor([[1, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0]]))
+    seen = visible(pattern, layout, first_only)
+    assert not (seen & ~layout.mask[:, None, None, :]).any()
+    assert seen.any(dim=-1).all()

@@ -71,8 +71,8 @@ def test_padding_changes_no_gradient(spec):
 
 
 @pytest.mark.parametrize("reach", [1, 3])
-def test_windows_that_see_no_real_token_poison_nothing(reach):
-    """Padding stands far from every real token: its windows are empty, and a softmax over nothing would be NaN."""
+def test_windows_of_padding_poison_nothing(reach):
+    """Padding may stand far from every real token; a softmax over no key at all would be NaN."""
     data = SPECS["window"].model_dump()
     for layer in data["layers"]:
         layer["attention"]["pattern"] = WindowPattern(reach=reach)
