@@ -1,6 +1,8 @@
-"""Multi-head attention: linears on packed tokens, the product of queries and keys on the padded view.
+"""Multi-head attention: linears on packed tokens, the product of queries and keys on the padded view by heads.
 
-Mirrors `ranker/attention.py`.
+Mirrors `ranker/attention.py`. One gather takes packed columns straight to ``[B, H, S, d]``, and one takes the result
+back, so that packing costs no more than the transposes that any attention needs. ONNX Runtime's fused
+MultiHeadAttention makes these transposes on one thread and is slower on the CPU.
 """
 
 from __future__ import annotations
@@ -8,11 +10,12 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import torch
 
 from compressor.export.graph import FUSED, Graph
-from compressor.export.layout import Layout, attention_bias, first_tokens, pack, pad
+from compressor.export.layout import Layout, attention_bias, by_heads, by_tokens, first_tokens, pad
 from compressor.export.linears import Product, Weights, fused_linears, linear
-from compressor.ranker.spec import AttentionSpec, RotarySpec
+from compressor.ranker.spec import AttentionSpec, DenseForm, LinearSpec, LowRankForm, RotarySpec
 
 
 def attention(
@@ -20,101 +23,171 @@ def attention(
     first_only: bool,
 ) -> Product:  # fmt: skip
     """Write attention, ``[T, width] -> [T, width]``, or ``-> [B, width]`` where only first tokens ask."""
+    if first_only and _is_plain(spec.key) and _is_plain(spec.value) and not spec.positions:
+        mixed = _first_tokens_mixed(graph, name, key, spec, weights, values, layout)
+        return _output(graph, name, key, spec, weights, mixed, None)
     if first_only:
-        asking_values = first_tokens(graph, layout, values, f"{name}.asking")
-        asked = [spec.key, spec.value]
-        keys, mixed_values = fused_linears(graph, name, [f"{key}.key", f"{key}.value"], asked, weights, values)
-        (query,) = fused_linears(graph, name, [f"{key}.query"], [spec.query], weights, asking_values)
-        positions = first_tokens(graph, layout, layout.positions, f"{name}.asking_positions")
+        asking = first_tokens(graph, layout, values, f"{name}.asking")
+        query = linear(graph, f"{name}.query", f"{key}.query", spec.query, weights, asking)
+        asked = {"key": spec.key, "value": spec.value}
+        keys, held = fused_linears(graph, name, key, asked, weights, values)
+        queries = graph.reshape(query.value, f"{name}.query.heads", -1, spec.heads, 1, spec.head_width)
+        queries = _biased(graph, f"{name}.query.biased", spec, query, queries)
     else:
-        names = [f"{key}.{part}" for part in ("query", "key", "value")]
-        parts = [spec.query, spec.key, spec.value]
-        query, keys, mixed_values = fused_linears(graph, name, names, parts, weights, values)
-        positions = layout.positions
+        parts = {"query": spec.query, "key": spec.key, "value": spec.value}
+        query, keys, held = fused_linears(graph, name, key, parts, weights, values)
+        queries = _heads(graph, f"{name}.query.heads", spec, query, layout)
+        queries = _biased(graph, f"{name}.query.biased", spec, query, queries)
+    key_heads = _heads(graph, f"{name}.key.heads", spec, keys, layout)
     if spec.positions:
-        query = rotate(graph, f"{name}.query.rotated", query, positions, spec, spec.positions)
-        keys = rotate(graph, f"{name}.key.rotated", keys, layout.positions, spec, spec.positions)
+        key_heads = _biased(graph, f"{name}.key.biased", spec, keys, key_heads)
+        queries = rotate(graph, f"{name}.query.rotated", queries, layout, spec, first_only)
+        key_heads = rotate(graph, f"{name}.key.rotated", key_heads, layout, spec, False)
+    # Without rotation the keys' bias adds one number to all scores of a query, which the softmax takes out again.
+    value_heads = _heads(graph, f"{name}.value.heads", spec, held, layout)
+    left_over = held.bias
+    if spec.output.precision.kind != "fp32":  # its input is rounded: what is added behind it would not be
+        value_heads = _biased(graph, f"{name}.value.biased", spec, held, value_heads)
+        left_over = None
+    mixed = mix(graph, f"{name}.mixed", spec, queries, key_heads, value_heads, layout, first_only)
+    width = spec.heads * spec.head_width
     if first_only:
-        query = graph.node("Unsqueeze", [query, graph.ints(1)], f"{name}.query.padded")  # [B, 1, H * d]
+        packed = graph.reshape(mixed, f"{name}.packed", -1, width)
     else:
-        query = pad(graph, layout, query, f"{name}.query.padded")
-    keys = pad(graph, layout, keys, f"{name}.key.padded")
-    mixed_values = pad(graph, layout, mixed_values, f"{name}.value.padded")
-    mixed = mix(graph, f"{name}.mixed", spec, query, keys, mixed_values, layout, first_only)  # [B, S or 1, H * d]
-    if first_only:
-        packed = graph.node("Squeeze", [mixed, graph.ints(1)], f"{name}.packed")
-    else:
-        packed = pack(graph, layout, mixed, f"{name}.packed", spec.heads * spec.head_width)
-    return linear(graph, f"{name}.output", f"{key}.output", spec.output, weights, packed)
+        packed = by_tokens(graph, layout, mixed, f"{name}.packed", spec.heads, spec.head_width)
+    return _output(graph, name, key, spec, weights, packed, left_over)
 
 
 def mix(
     graph: Graph, name: str, spec: AttentionSpec, query: str, keys: str, values: str, layout: Layout, first_only: bool
 ) -> str:
-    """Write softmax(QKᵀ / √d + bias) V over the padded view, ``[B, S or 1, H * d]``."""
-    if graph.fused and spec.pattern.kind == "full":
-        return graph.node(
-            "MultiHeadAttention", [query, keys, values, "", _key_mask(graph, layout)], name,
-            domain=FUSED, num_heads=spec.heads,
-        )  # fmt: skip
-    heads, width = spec.heads, spec.head_width
-    scaled = graph.node("Mul", [query, graph.float_scalar(1 / math.sqrt(width))], f"{name}.scaled")
-    query = _heads(graph, f"{name}.query", scaled, heads, width, [0, 2, 1, 3])  # [B, H, S, d]
-    keys = _heads(graph, f"{name}.key", keys, heads, width, [0, 2, 3, 1])  # [B, H, d, S]
-    values = _heads(graph, f"{name}.value", values, heads, width, [0, 2, 1, 3])
-    scores = graph.node("MatMul", [query, keys], f"{name}.scores")
+    """Write softmax(QKᵀ / √d + bias) V by heads, ``[B, H, S or 1, d]``."""
+    scores = _scores(graph, name, query, keys, 1 / math.sqrt(spec.head_width))
     seen = graph.node("Add", [scores, attention_bias(graph, layout, spec.pattern, first_only)], f"{name}.seen")
     shares = graph.node("Softmax", [seen], f"{name}.shares", axis=-1)
-    mixed = graph.node("MatMul", [shares, values], f"{name}.by_head")
-    turned = graph.node("Transpose", [mixed], f"{name}.by_token", perm=[0, 2, 1, 3])
-    return graph.reshape(turned, name, 0, 0, heads * width)
+    return graph.node("MatMul", [shares, values], name)
 
 
-def _key_mask(graph: Graph, layout: Layout) -> str:
-    name = "layout.key_mask"
-    if name not in layout.biases:
-        layout.biases[name] = graph.node("Cast", [layout.mask], name, to=6)
-    return layout.biases[name]
+def _scores(graph: Graph, name: str, query: str, keys: str, scale: float) -> str:
+    """Write ``scale Q Kᵀ`` over the last two axes."""
+    if graph.fused:
+        return graph.node("FusedMatMul", [query, keys], f"{name}.scores", domain=FUSED, transB=1, alpha=scale)
+    scaled = graph.node("Mul", [query, graph.float_scalar(scale)], f"{name}.scaled")
+    turned = graph.node("Transpose", [keys], f"{name}.turned", perm=[0, 1, 3, 2])
+    return graph.node("MatMul", [scaled, turned], f"{name}.scores")
 
 
-def _heads(graph: Graph, name: str, value: str, heads: int, width: int, order: list[int]) -> str:
-    split = graph.reshape(value, f"{name}.split", 0, 0, heads, width)
-    return graph.node("Transpose", [split], f"{name}.heads", perm=order)
+def _first_tokens_mixed(
+    graph: Graph, name: str, key: str, spec: AttentionSpec, weights: Weights, values: str, layout: Layout
+) -> str:
+    """Write the mixed values of first tokens, ``[B, H * d]``, without making any key or value.
+
+    With one query per row and head, ``q · (W_k x) = (W_kᵀ q) · x`` and ``Σ p (W_v x) = W_v (Σ p x)``: the two products
+    over all tokens become products over rows.
+    """
+    heads, width = spec.heads, spec.head_width
+    padded = graph.node("Unsqueeze", [pad(graph, layout, values, f"{name}.padded"), graph.ints(1)], f"{name}.tokens")
+    asking = first_tokens(graph, layout, values, f"{name}.asking")
+    query = linear(graph, f"{name}.query", f"{key}.query", spec.query, weights, asking)
+    queries = graph.reshape(query.value, f"{name}.query.heads", -1, heads, 1, width)
+    queries = _biased(graph, f"{name}.query.biased", spec, query, queries)  # [B, H, 1, d]
+    key_weight = weights[f"{key}.key.weight"].reshape(heads, width, -1)  # [H, d, W]
+    turned = graph.node(
+        "MatMul", [queries, graph.weight(f"{name}.key.weight", key_weight.numpy())], f"{name}.query.turned"
+    )  # [B, H, 1, W]
+    rows = graph.node("Transpose", [turned], f"{name}.query.rows", perm=[0, 2, 1, 3])  # [B, 1, H, W]
+    scores = _scores(graph, f"{name}.mixed", rows, padded, 1 / math.sqrt(width))  # [B, 1, H, S]
+    seen = graph.node("Add", [scores, attention_bias(graph, layout, spec.pattern, True)], f"{name}.mixed.seen")
+    shares = graph.node("Softmax", [seen], f"{name}.mixed.shares", axis=-1)
+    mixed = graph.node("MatMul", [shares, padded], f"{name}.mixed")  # [B, 1, H, W]
+    by_head = graph.node("Transpose", [mixed], f"{name}.mixed.heads", perm=[0, 2, 1, 3])  # [B, H, 1, W]
+    value_weight = weights[f"{key}.value.weight"].reshape(heads, width, -1).transpose(1, 2)  # [H, W, d]
+    held = graph.node("MatMul", [by_head, graph.weight(f"{name}.value.weight", value_weight.numpy())], f"{name}.value")
+    product = Product(
+        value=held, columns=heads * width, width=heads * width,
+        bias=weights[f"{key}.value.bias"] if spec.value.bias else None,
+    )  # fmt: skip
+    return graph.reshape(
+        _biased(graph, f"{name}.value.biased", spec, product, held), f"{name}.packed", -1, heads * width
+    )
 
 
-def rotate(graph: Graph, name: str, values: str, positions: str, attention: AttentionSpec, spec: RotarySpec) -> str:
-    """Turn each head's halves by the angle of its position, ``[T, H * d] -> [T, H * d]``."""
-    heads, half = attention.heads, attention.head_width // 2
+def _output(
+    graph: Graph,
+    name: str,
+    key: str,
+    spec: AttentionSpec,
+    weights: Weights,
+    packed: str,
+    left_over: torch.Tensor | None,
+) -> Product:
+    """Write the output linear; a bias of the values passes the softmax unchanged and joins the output's."""
+    product = linear(graph, f"{name}.output", f"{key}.output", spec.output, weights, packed)
+    if left_over is None:
+        return product
+    passed = _applied(spec.output, f"{key}.output", weights, left_over)
+    bias = passed if product.bias is None else product.bias + passed
+    return Product(value=product.value, columns=product.columns, width=product.width, bias=bias)
+
+
+def _applied(spec: LinearSpec, key: str, weights: Weights, vector: torch.Tensor) -> torch.Tensor:
+    vector = vector.double()
+    if isinstance(spec.form, LowRankForm):
+        return (weights[f"{key}.up"].double() @ (weights[f"{key}.down"].double() @ vector)).float()
+    return (weights[f"{key}.weight"].double() @ vector).float()
+
+
+def _is_plain(spec: LinearSpec) -> bool:
+    return isinstance(spec.form, DenseForm) and spec.precision.kind == "fp32"
+
+
+def _heads(graph: Graph, name: str, spec: AttentionSpec, product: Product, layout: Layout) -> str:
+    return by_heads(
+        graph, layout, product.value, name, columns=product.columns, first=product.first,
+        heads=spec.heads, head_width=spec.head_width,
+    )  # fmt: skip
+
+
+def _biased(graph: Graph, name: str, spec: AttentionSpec, product: Product, by_head: str) -> str:
+    """Add a product's open bias to its view by heads ``[B, H, S, d]``."""
+    if product.bias is None:
+        return by_head
+    bias = product.bias.reshape(spec.heads, 1, spec.head_width).numpy()
+    return graph.node("Add", [by_head, graph.weight(f"{name}.bias", bias)], name)
+
+
+def rotate(graph: Graph, name: str, by_head: str, layout: Layout, attention: AttentionSpec, first_only: bool) -> str:
+    """Turn each head's halves by the angle of its position, ``[B, H, S, d] -> [B, H, S, d]``."""
+    spec, half = attention.positions, attention.head_width // 2
+    assert spec is not None
     cosine, sine = angle_tables(spec, half, graph.max_length)
-    cosines = graph.weight(f"rotary.{spec.base:g}.cosine", cosine)
-    sines = graph.weight(f"rotary.{spec.base:g}.sine", sine)
-    if graph.fused:  # a batch of T rows with one token each: the op's tables then bound positions, not tokens
-        rows = graph.node("Unsqueeze", [values, graph.ints(1)], f"{name}.rows")
-        places = graph.node("Unsqueeze", [positions, graph.ints(1)], f"{name}.places")
-        turned = graph.node(
-            "RotaryEmbedding", [rows, places, cosines, sines], f"{name}.turned", domain=FUSED, interleaved=0
+    cosines = graph.weight(f"rotary.{spec.base!r}.{half}.cosine", cosine)
+    sines = graph.weight(f"rotary.{spec.base!r}.{half}.sine", sine)
+    positions = graph.once("layout.padded_positions", lambda at: pad(graph, layout, layout.positions, at))  # [B, S]
+    if first_only:
+        positions = graph.once(
+            "layout.first_positions", lambda at: graph.node("Gather", [positions, graph.ints(0)], at, axis=1)
         )
-        return graph.node("Squeeze", [turned, graph.ints(1)], name)
-    split = graph.reshape(values, f"{name}.heads", -1, heads, 2 * half)
-    left, right = graph.split(split, f"{name}.halves", {"left": half, "right": half})
-    cos = graph.node(
-        "Unsqueeze", [graph.node("Gather", [cosines, positions], f"{name}.cos_rows"), graph.ints(1)], f"{name}.cos"
-    )
-    sin = graph.node(
-        "Unsqueeze", [graph.node("Gather", [sines, positions], f"{name}.sin_rows"), graph.ints(1)], f"{name}.sin"
-    )
+    if graph.fused:
+        return graph.node("RotaryEmbedding", [by_head, positions, cosines, sines], name, domain=FUSED, interleaved=0)
+    left, right = graph.split(by_head, f"{name}.halves", {"left": half, "right": half})
+    cos = _angles(graph, f"{name}.cos", cosines, positions)
+    sin = _angles(graph, f"{name}.sin", sines, positions)
 
     def times(a: str, b: str, part: str) -> str:
         return graph.node("Mul", [a, b], f"{name}.{part}")
 
     new_left = graph.node("Sub", [times(left, cos, "left_cos"), times(right, sin, "right_sin")], f"{name}.left")
     new_right = graph.node("Add", [times(right, cos, "right_cos"), times(left, sin, "left_sin")], f"{name}.right")
-    joined = graph.node("Concat", [new_left, new_right], f"{name}.joined", axis=-1)
-    return graph.reshape(joined, name, -1, heads * 2 * half)
+    return graph.node("Concat", [new_left, new_right], name, axis=-1)
+
+
+def _angles(graph: Graph, name: str, table: str, positions: str) -> str:
+    return graph.node("Unsqueeze", [graph.node("Gather", [table, positions], f"{name}.rows"), graph.ints(1)], name)
 
 
 def angle_tables(spec: RotarySpec, half: int, max_length: int) -> tuple[np.ndarray, np.ndarray]:
     """Return cosines and sines of each position's angles, float32 ``[max_length, d / 2]`` each."""
-    frequencies = np.power(np.float32(spec.base), -np.arange(half, dtype=np.float32) / np.float32(half))
-    angles = np.arange(max_length, dtype=np.float32)[:, None] * frequencies.astype(np.float32)
-    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    frequencies = spec.base ** (-torch.arange(half, dtype=torch.float32) / half)
+    angles = torch.arange(max_length).float()[:, None] * frequencies
+    return angles.cos().numpy(), angles.sin().numpy()

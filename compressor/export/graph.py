@@ -7,7 +7,7 @@ one opset alone, for OpenVINO, TensorRT and other runtimes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -51,6 +51,14 @@ class Graph:
             self._values.add(output)
         self._nodes.append(helper.make_node(op, list(inputs), list(outputs), name=name, domain=domain, **attributes))
         return list(outputs)
+
+    def has(self, name: str) -> bool:
+        """Whether a value of this name was made."""
+        return name in self._values
+
+    def once(self, name: str, make: Callable[[str], str]) -> str:
+        """Return the value of this name; ``make(name)`` writes it the first time."""
+        return name if name in self._values else make(name)
 
     def weight(self, name: str, values: np.ndarray) -> str:
         """Store a tensor and return its name; a tensor with the same content is stored once, under its first name."""

@@ -20,7 +20,7 @@ def head(graph: Graph, spec: ClassifierHead | SimilarityHead, weights: Weights, 
 
 
 def _classifier(graph: Graph, spec: ClassifierHead, weights: Weights, pooled: str) -> str:
-    product = Product(value=pooled, bias=None)
+    product = Product(value=pooled, columns=spec.output.inputs, width=spec.output.inputs, bias=None)
     if spec.dense:
         product = linear(graph, "head.dense", "head.dense", spec.dense, weights, pooled)
     if spec.activation:

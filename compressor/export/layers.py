@@ -7,7 +7,7 @@ import math
 from compressor.export.attention import attention
 from compressor.export.graph import FUSED, Graph
 from compressor.export.layout import Layout, first_tokens
-from compressor.export.linears import Product, Weights, add_bias, fused_linears, linear
+from compressor.export.linears import Product, Weights, add_bias, linear
 from compressor.ranker.spec import Activation, FeedForwardSpec, LayerSpec, NormSpec
 
 
@@ -33,11 +33,6 @@ def residual_norm(
     graph: Graph, name: str, key: str, spec: NormSpec | None, weights: Weights, product: Product, residual: str
 ) -> str:
     """Write ``norm(product + bias + residual)``, as one op where the dialect has it."""
-    if graph.fused and spec is not None and spec.kind == "layer" and spec.bias:
-        gain = graph.weight(f"{name}.weight", weights[f"{key}.weight"].numpy())
-        inputs = [product.value, residual, gain, *_norm_bias(graph, name, key, spec, weights)]
-        inputs += [product.bias] if product.bias else []
-        return graph.node("SkipLayerNormalization", inputs, name, domain=FUSED, epsilon=spec.epsilon)
     total = graph.node("Add", [add_bias(graph, f"{name}.biased", product), residual], f"{name}.residual")
     return norm(graph, name, key, spec, weights, total)
 
@@ -49,10 +44,11 @@ def _norm_bias(graph: Graph, name: str, key: str, spec: NormSpec, weights: Weigh
 def activate(graph: Graph, name: str, kind: Activation, product: Product) -> str:
     """Write an activation of ``product + bias``; ``gelu`` is the exact one with the error function."""
     if graph.fused and kind in ("gelu", "gelu_tanh"):
-        if kind == "gelu_tanh":
-            return graph.node("FastGelu", _given(product.value, product.bias), name, domain=FUSED)
-        op = "BiasGelu" if product.bias else "Gelu"
-        return graph.node(op, _given(product.value, product.bias), name, domain=FUSED)
+        inputs = [product.value]
+        if product.bias is not None:
+            inputs.append(graph.weight(f"{name}.bias", product.bias.numpy()))
+        op = "FastGelu" if kind == "gelu_tanh" else "Gelu" if product.bias is None else "BiasGelu"
+        return graph.node(op, inputs, name, domain=FUSED)
     values = add_bias(graph, f"{name}.biased", product)
     match kind:
         case "gelu":
@@ -79,16 +75,13 @@ def _half_gate(graph: Graph, name: str, values: str, gate: str) -> str:
     return graph.node("Mul", [half, graph.node("Add", [gate, graph.float_scalar(1.0)], f"{name}.gate")], name)
 
 
-def _given(*inputs: str | None) -> list[str]:
-    return [name for name in inputs if name]
-
-
 def feed_forward(graph: Graph, name: str, key: str, spec: FeedForwardSpec, weights: Weights, values: str) -> Product:
     """Write ``down(act(up(x)))`` or ``down(act(gate(x)) * up(x))``, ``[T, width] -> [T, width]``."""
     if spec.gate:
-        gate, up = fused_linears(graph, name, [f"{key}.gate", f"{key}.up"], [spec.gate, spec.up], weights, values)
-        gate = activate(graph, f"{name}.activation", spec.activation, Product(value=gate, bias=None))
-        hidden = graph.node("Mul", [gate, up], f"{name}.gated")
+        gate = linear(graph, f"{name}.gate", f"{key}.gate", spec.gate, weights, values)
+        up = linear(graph, f"{name}.up", f"{key}.up", spec.up, weights, values)
+        opened = activate(graph, f"{name}.activation", spec.activation, gate)
+        hidden = graph.node("Mul", [opened, add_bias(graph, f"{name}.up.biased", up)], f"{name}.gated")
     else:
         product = linear(graph, f"{name}.up", f"{key}.up", spec.up, weights, values)
         hidden = activate(graph, f"{name}.activation", spec.activation, product)

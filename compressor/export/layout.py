@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+import numpy as np
 
 from compressor.export.graph import Graph
 from compressor.ranker.spec import AttentionPattern, WindowPattern
@@ -10,32 +12,29 @@ from compressor.ranker.spec import AttentionPattern, WindowPattern
 HIDDEN = -10000.0  # added to a score, leaves exactly 0 after the softmax in fp32
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Layout:
     """Names of the values that describe the layout of T packed tokens in B rows of S columns.
 
     Attributes:
-        shape: int64 ``[2]``: B, S.
+        columns: int64 ``[1]``: S.
         mask: int64 ``[B, S]``, 1 where a real token stands.
         to_packed: int64 ``[T]``, the padded slot (row * S + column) of each packed token.
         to_padded: int64 ``[B, S]``, the packed token of each padded slot; any for padding.
         positions: int64 ``[T]``, each token's position in its row.
         first: int64 ``[B]``, the packed index of each row's first token.
-        lengths: int64 ``[B]``, tokens per row.
     """
 
-    shape: str
+    columns: str
     mask: str
     to_packed: str
     to_padded: str
     positions: str
     first: str
-    lengths: str
-    biases: dict[str, str] = field(default_factory=dict)  # attention biases made so far, by name
 
 
 def build_layout(graph: Graph, mask: str) -> Layout:
-    """Lay out a batch from its attention mask, int64 ``[B, S]``."""
+    """Lay out a batch from its attention mask, int64 ``[B, S]``; rows are padded on the right."""
     shape = graph.node("Shape", [mask], "layout.shape")
     columns = graph.node("Gather", [shape, graph.ints(1)], "layout.columns")
     flat = graph.reshape(mask, "layout.flat_mask", -1)
@@ -46,30 +45,76 @@ def build_layout(graph: Graph, mask: str) -> Layout:
     lengths = graph.node("ReduceSum", [mask, graph.ints(1)], "layout.lengths", keepdims=0)
     ends = graph.node("CumSum", [lengths, zero], "layout.ends")
     return Layout(
-        shape=shape,
+        columns=columns,
         mask=mask,
         to_packed=to_packed,
         to_padded=graph.node("Reshape", [places, shape], "layout.to_padded"),
         positions=graph.node("Mod", [to_packed, columns], "layout.positions"),
         first=graph.node("Sub", [ends, lengths], "layout.first"),
-        lengths=lengths,
     )
 
 
 def pad(graph: Graph, layout: Layout, value: str, name: str) -> str:
-    """Spread packed values ``[T, W]`` to the padded view ``[B, S, W]``."""
+    """Spread packed values ``[T, ...]`` to the padded view ``[B, S, ...]``."""
     return graph.node("Gather", [value, layout.to_padded], name, axis=0)
-
-
-def pack(graph: Graph, layout: Layout, value: str, name: str, width: int) -> str:
-    """Gather a padded view ``[B, S, W]`` back to packed values ``[T, W]``."""
-    flat = graph.reshape(value, f"{name}.flat", -1, width)
-    return graph.node("Gather", [flat, layout.to_packed], name, axis=0)
 
 
 def first_tokens(graph: Graph, layout: Layout, value: str, name: str) -> str:
     """Take each row's first token, ``[T, ...] -> [B, ...]``."""
     return graph.node("Gather", [value, layout.first], name, axis=0)
+
+
+def by_heads(
+    graph: Graph, layout: Layout, value: str, name: str, *, columns: int, first: int, heads: int, head_width: int
+) -> str:
+    """Spread columns ``first : first + heads * head_width`` of ``[T, columns]`` to heads, ``[B, H, S, d]``.
+
+    The value is read as T * columns / d blocks of d numbers; one gather places them.
+    """
+    blocks, rest = divmod(columns, head_width)
+    if rest or first % head_width:  # columns of several linears with other head widths
+        value = graph.node(
+            "Slice",
+            [value, graph.ints(first), graph.ints(first + heads * head_width), graph.ints(1)],
+            f"{name}.columns",
+        )
+        blocks, first = heads, 0
+    places = _head_places(graph, layout, blocks, first // head_width, heads)
+    return graph.node("Gather", [graph.reshape(value, f"{name}.blocks", -1, head_width), places], name, axis=0)
+
+
+def _head_places(graph: Graph, layout: Layout, blocks: int, first: int, heads: int) -> str:
+    """Return which block stands in each head and slot, int64 ``[B, H, S]``; made once for all layers."""
+
+    def make(name: str) -> str:
+        rows = graph.once(
+            "layout.padded_rows", lambda at: graph.node("Unsqueeze", [layout.to_padded, graph.ints(1)], at)
+        )  # [B, 1, S]
+        starts = graph.once(
+            f"layout.blocks.{blocks}", lambda at: graph.node("Mul", [rows, graph.int_scalar(blocks)], at)
+        )
+        offsets = graph.weight(f"{name}.offsets", np.arange(first, first + heads)[:, None])
+        return graph.node("Add", [starts, offsets], name)
+
+    return graph.once(f"layout.heads.{blocks}.{first}.{heads}", make)
+
+
+def by_tokens(graph: Graph, layout: Layout, value: str, name: str, heads: int, head_width: int) -> str:
+    """Gather heads ``[B, H, S, d]`` back to packed tokens ``[T, H * d]``."""
+
+    def make(at: str) -> str:
+        # Block of token t and head h: (row * H + h) * S + column, with t's slot = row * S + column.
+        slots = graph.node("Mul", [layout.to_packed, graph.int_scalar(heads)], f"{at}.slots")
+        back = graph.node("Mul", [layout.positions, graph.int_scalar(heads - 1)], f"{at}.back")
+        starts = graph.node(
+            "Unsqueeze", [graph.node("Sub", [slots, back], f"{at}.flat"), graph.ints(1)], f"{at}.starts"
+        )
+        steps = graph.node("Mul", [graph.weight(f"{at}.heads", np.arange(heads)), layout.columns], f"{at}.steps")
+        return graph.node("Add", [starts, steps], at)  # [T, H]
+
+    places = graph.once(f"layout.tokens.{heads}", make)
+    blocks = graph.reshape(value, f"{name}.blocks", -1, head_width)
+    return graph.reshape(graph.node("Gather", [blocks, places], f"{name}.heads", axis=0), name, -1, heads * head_width)
 
 
 def row_means(graph: Graph, layout: Layout, value: str, name: str) -> str:
@@ -84,26 +129,25 @@ def row_means(graph: Graph, layout: Layout, value: str, name: str) -> str:
 
 
 def attention_bias(graph: Graph, layout: Layout, pattern: AttentionPattern, first_only: bool) -> str:
-    """Return what is added to the scores ``[B, H, S or 1, S]``: 0 where a query sees a key, `HIDDEN` elsewhere.
+    """Return what is added to the scores ``[B, 1, S or 1, S]``: 0 where a query sees a key, `HIDDEN` elsewhere.
 
     Made once per pattern and shared by the layers that use it; mirrors `ranker.attention.visible`.
     """
-    name = "layout.bias." + "_".join(str(part) for part in pattern.model_dump().values())
-    if pattern.kind != "full" and first_only:
-        name += ".first"
-    if name not in layout.biases:
-        visible = graph.node("Cast", [layout.mask], f"{name}.real", to=9)
-        visible = graph.node("Unsqueeze", [visible, graph.ints(1, 2)], f"{name}.keys")  # [B, 1, 1, S]
+
+    def make(name: str) -> str:
+        real = graph.node("Cast", [layout.mask], f"{name}.real", to=9)
+        visible = graph.node("Unsqueeze", [real, graph.ints(1, 2)], f"{name}.keys")  # [B, 1, 1, S]
         if pattern.kind != "full":
             near = _near(graph, layout, pattern, name, first_only)
             visible = graph.node("And", [visible, near], f"{name}.visible")
-        shown, hidden = graph.float_scalar(0.0), graph.float_scalar(HIDDEN)
-        layout.biases[name] = graph.node("Where", [visible, shown, hidden], name)
-    return layout.biases[name]
+        return graph.node("Where", [visible, graph.float_scalar(0.0), graph.float_scalar(HIDDEN)], name)
+
+    name = "layout.bias." + "_".join(str(part) for part in pattern.model_dump().values())
+    return graph.once(f"{name}.first" if pattern.kind != "full" and first_only else name, make)
 
 
 def _near(graph: Graph, layout: Layout, pattern: AttentionPattern, name: str, first_only: bool) -> str:
-    positions = pad(graph, layout, layout.positions, f"{name}.positions")  # [B, S]
+    positions = graph.once("layout.padded_positions", lambda at: pad(graph, layout, layout.positions, at))  # [B, S]
     asking = positions
     if first_only:
         asking = graph.node("Gather", [positions, graph.ints(0)], f"{name}.asking", axis=1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,14 +17,25 @@ Weights = Mapping[str, Tensor]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Product:
-    """A matrix product ``[T, outputs]`` and the bias that whoever takes it has still to add (None: nothing)."""
+    """A matrix product, or some columns of one, whose bias may still be open.
+
+    Attributes:
+        value: the product ``[T, columns]``.
+        columns: how many columns ``value`` has.
+        first: where this product's columns begin.
+        width: how many columns are this product's.
+        bias: float ``[width]``, which whoever takes the product has still to add; None where nothing is left to add.
+    """
 
     value: str
-    bias: str | None
+    columns: int
+    first: int = 0
+    width: int
+    bias: Tensor | None
 
 
 def linear(graph: Graph, name: str, key: str, spec: LinearSpec, weights: Weights, values: str) -> Product:
-    """Write ``x Wᵀ``, with the bias left open where a later op adds it for free.
+    """Write ``x Wᵀ``, with the bias left open where a later op adds it for less.
 
     Args:
         graph: takes the nodes.
@@ -35,7 +45,7 @@ def linear(graph: Graph, name: str, key: str, spec: LinearSpec, weights: Weights
         weights: all weights of the ranker.
         values: packed values ``[T, inputs]``.
     """
-    bias = weights[f"{key}.bias"].numpy() if spec.bias else None
+    bias = weights[f"{key}.bias"] if spec.bias else None
     if isinstance(spec.form, LowRankForm):
         thin = _product(graph, f"{name}.thin", weights[f"{key}.down"], None, spec.precision, values)
         return _product(graph, name, weights[f"{key}.up"], bias, spec.precision, thin.value)
@@ -43,38 +53,44 @@ def linear(graph: Graph, name: str, key: str, spec: LinearSpec, weights: Weights
 
 
 def fused_linears(
-    graph: Graph, name: str, keys: Sequence[str], specs: Sequence[LinearSpec], weights: Weights, values: str
-) -> list[str]:
-    """Write several linears of the same input: as one product where their forms and precisions are alike.
+    graph: Graph, name: str, key: str, specs: Mapping[str, LinearSpec], weights: Weights, values: str
+) -> list[Product]:
+    """Write linears of the same input as columns of one product where their forms and precisions are alike.
 
-    Returns:
-        Their results ``[T, outputs]``, biases added, in order.
+    Args:
+        graph: takes the nodes.
+        name: name of the part that holds them, ``layer.3.attention``.
+        key: the same in the weights' names.
+        specs: the linears, by the last part of their names.
+        weights: all weights of the ranker.
+        values: packed values ``[T, inputs]``.
     """
-    parts = [key.rpartition(".")[2] for key in keys]
-    alike = all(isinstance(s.form, DenseForm) and s.precision == specs[0].precision for s in specs)
-    if not alike:
-        return [
-            add_bias(graph, f"{name}.{part}", linear(graph, f"{name}.{part}.product", key, spec, weights, values))
-            for part, key, spec in zip(parts, keys, specs, strict=True)
-        ]
-    stacked = torch.cat([weights[f"{key}.weight"] for key in keys])
-    biases = [
-        weights[f"{key}.bias"] if spec.bias else torch.zeros(spec.outputs)
-        for key, spec in zip(keys, specs, strict=True)
-    ]
-    bias = torch.cat(biases).numpy() if any(spec.bias for spec in specs) else None
-    joined = "_".join(parts)
-    product = _product(graph, f"{name}.{joined}.product", stacked, bias, specs[0].precision, values)
-    result = add_bias(graph, f"{name}.{joined}", product)
-    if len(keys) == 1:
-        return [result]
-    widths = {part: spec.outputs for part, spec in zip(parts, specs, strict=True)}
-    return graph.split(result, f"{name}.split", widths)
+    first = next(iter(specs.values()))
+    if not all(isinstance(spec.form, DenseForm) and spec.precision == first.precision for spec in specs.values()):
+        return [linear(graph, f"{name}.{part}", f"{key}.{part}", spec, weights, values) for part, spec in specs.items()]
+    stacked = torch.cat([weights[f"{key}.{part}.weight"] for part in specs])
+    biases = [weights[f"{key}.{part}.bias"] if spec.bias else torch.zeros(spec.outputs) for part, spec in specs.items()]
+    bias = torch.cat(biases) if any(spec.bias for spec in specs.values()) else None
+    whole = _product(graph, f"{name}.{'_'.join(specs)}", stacked, bias, first.precision, values)
+    return _columns(whole, [spec.outputs for spec in specs.values()])
+
+
+def _columns(whole: Product, widths: Sequence[int]) -> list[Product]:
+    starts = [sum(widths[:index]) for index in range(len(widths))]
+    return [
+        Product(
+            value=whole.value, columns=whole.columns, first=start, width=width,
+            bias=None if whole.bias is None else whole.bias[start : start + width],
+        )
+        for start, width in zip(starts, widths, strict=True)
+    ]  # fmt: skip
 
 
 def add_bias(graph: Graph, name: str, product: Product) -> str:
-    """Return the product with its bias added."""
-    return graph.node("Add", [product.value, product.bias], name) if product.bias else product.value
+    """Return a whole product with its bias added."""
+    if product.bias is None:
+        return product.value
+    return graph.node("Add", [product.value, graph.weight(f"{name}.bias", product.bias.numpy())], name)
 
 
 def table(graph: Graph, name: str, key: str, spec: TableSpec, weights: Weights, ids: str, first_row: int = 0) -> str:
@@ -89,27 +105,36 @@ def table(graph: Graph, name: str, key: str, spec: TableSpec, weights: Weights, 
 
 
 def _product(
-    graph: Graph, name: str, weight: Tensor, bias: np.ndarray | None, precision: LinearPrecision, values: str
+    graph: Graph, name: str, weight: Tensor, bias: Tensor | None, precision: LinearPrecision, values: str
 ) -> Product:
-    bias_name = graph.weight(f"{name}.bias", bias) if bias is not None else None
     if isinstance(precision, Int8Dynamic):
-        return _int8_product(graph, name, weight, bias_name, precision, values)
-    matrix = graph.weight(f"{name}.weight", weight.numpy().T)
-    return Product(value=graph.node("MatMul", [values, matrix], name), bias=bias_name)
+        return _int8_product(graph, name, weight, bias, precision, values)
+    value = graph.node("MatMul", [values, graph.weight(f"{name}.weight", weight.numpy().T)], name)
+    return Product(value=value, columns=len(weight), width=len(weight), bias=bias)
 
 
 def _int8_product(
-    graph: Graph, name: str, weight: Tensor, bias: str | None, precision: Int8Dynamic, values: str
+    graph: Graph, name: str, weight: Tensor, bias: Tensor | None, precision: Int8Dynamic, values: str
 ) -> Product:
     rounded, scales = int8_rows(weight, levels=weight_levels(precision))
     matrix = graph.weight(f"{name}.weight", rounded.numpy().T)
     scale = graph.weight(f"{name}.scale", scales.numpy())
+    quantized, input_scale, zero = _quantized(graph, values)
+    width = len(weight)
     if graph.fused:
-        inputs = [values, matrix, scale, "", bias] if bias else [values, matrix, scale]
-        return Product(value=graph.node("DynamicQuantizeMatMul", inputs, name, domain=FUSED), bias=None)
-    outputs = [f"{name}.quantized", f"{name}.input_scale", f"{name}.zero_point"]
-    quantized, input_scale, zero = graph.nodes("DynamicQuantizeLinear", [values], outputs, name=f"{name}.quantize")
+        inputs = [quantized, matrix, input_scale, scale, zero, ""]
+        inputs += [graph.weight(f"{name}.bias", bias.numpy())] if bias is not None else []
+        value = graph.node("MatMulIntegerToFloat", inputs, name, domain=FUSED)
+        return Product(value=value, columns=width, width=width, bias=None)
     sums = graph.node("MatMulInteger", [quantized, matrix, zero], f"{name}.sums")
     factors = graph.node("Mul", [input_scale, scale], f"{name}.factors")
     value = graph.node("Mul", [graph.node("Cast", [sums], f"{name}.float", to=1), factors], name)
-    return Product(value=value, bias=bias)
+    return Product(value=value, columns=width, width=width, bias=bias)
+
+
+def _quantized(graph: Graph, values: str) -> list[str]:
+    """Round activations to uint8, once for all linears that take them."""
+    outputs = [f"{values}.quantized", f"{values}.scale", f"{values}.zero_point"]
+    if graph.has(outputs[0]):
+        return outputs
+    return graph.nodes("DynamicQuantizeLinear", [values], outputs, name=f"{values}.quantize")
