@@ -134,7 +134,7 @@ def _int8_product(
 
 def _quantized(graph: Graph, values: str) -> list[str]:
     """Round activations to uint8, once for all linears that take them."""
-    outputs = [f"{values}.quantized", f"{values}.scale", f"{values}.zero_point"]
+    outputs = [f"{values}.quantized", f"{values}.quantized.scale", f"{values}.quantized.zero_point"]
     if graph.has(outputs[0]):
         return outputs
     return graph.nodes("DynamicQuantizeLinear", [values], outputs, name=f"{values}.quantize")
