@@ -51,7 +51,12 @@ def shown_signed(value: float | None) -> str:
 
 def _signed(value: float, digits: int) -> str:
     rounded = round(value, digits)
-    return f"{rounded:+.{digits}f}".replace("-", "−") if rounded else f"{0:.{digits}f}"
+    return minus(f"{rounded:+.{digits}f}") if rounded else f"{0:.{digits}f}"
+
+
+def minus(text: str) -> str:
+    """Return a number's text with a true minus sign."""
+    return text.replace("-", "−")
 
 
 def references(report: Report) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 
+from compressor.bench.figures import minus
 from compressor.bench.schema import Check, Report, Row, Verdict, Verdict3
 from compressor.bench.significance import Claim, Decision, decide
 from compressor.errors import EXIT_GATE_FAILED, EXIT_PASS, EXIT_UNDECIDED, Fault, InputError, suggest
@@ -178,11 +179,11 @@ def _quality_check(row: Row, asked: _Asked, found: Decision, settings: GateSetti
     # A claim about minus the value turns its sides around, and so does a failure, which shows the opposite.
     side = "at most" if (asked.sign < 0) != failed else "at least"
     limit = f"allowed is {'at most' if asked.sign < 0 else 'at least'} {asked.allowed or f'{asked.limit:g}'}"
-    sentence = f"{row.name}: {asked.name} is {value:.4f}"
+    sentence = f"{row.name}: {asked.name} is {minus(f'{value:.4f}')}"
     if found.n < settings.min_queries:
         sentence += f" on {found.n} queries, too few to decide anything ({settings.min_queries} needed)."
     else:
-        sentence += f", with {100 * (1 - level):.4g} % confidence {side} {bound:.4f}; {limit}."
+        sentence += f", with {100 * (1 - level):.4g} % confidence {side} {minus(f'{bound:.4f}')}; {limit}."
         sentence += _needed(found) if found.verdict == "undecided" else ""
     return Check(
         name=asked.name, row=row.name, kind=asked.kind, verdict=found.verdict, value=value, bound=bound,

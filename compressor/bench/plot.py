@@ -117,7 +117,7 @@ def _axes(x: Scale, y: Scale, y_name: str) -> list[str]:
                      f"{tick:.{decimals}f}</text>")  # fmt: skip
     for tick in log_ticks(x.low, x.high):
         parts.append(f'<line class="grid" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{_TOP}" y2="{bottom}"/>')
-        parts.append(f'<text class="tick" x="{x(tick):.1f}" y="{bottom + 18}" text-anchor="middle">{tick:g}</text>')
+        parts.append(f'<text class="tick" x="{x(tick):.1f}" y="{bottom + 18}" text-anchor="middle">{tick:,g}</text>')
     parts.append(f'<line class="axis" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{bottom}" y2="{bottom}"/>')
     parts.append(f'<text class="axis-name" x="{middle}" y="{_HEIGHT - 6}" text-anchor="middle">'
                  "ms per query (log), left is faster</text>")  # fmt: skip

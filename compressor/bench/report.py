@@ -57,7 +57,9 @@ def schema_text() -> str:
 
 def _fault(path: Path, error: Any) -> Fault:
     where = ".".join(map(str, error["loc"]))
-    return Fault(source=path, where=where, found=repr(error["input"])[:80], allowed=error["msg"])
+    return Fault(
+        source=path, where=where, found=repr(error["input"])[:80], allowed=error["msg"].removeprefix("Value error, ")
+    )
 
 
 if __name__ == "__main__":

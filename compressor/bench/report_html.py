@@ -9,6 +9,7 @@ from string import Template
 from compressor.bench.figures import (
     ABSENT,
     main_quality_name,
+    minus,
     references,
     shown_mb,
     shown_rate,
@@ -125,13 +126,13 @@ def _gate(report: Report) -> str:
 
 
 def _gate_cells(check: Check) -> tuple[list[str], str]:
-    digits = ".2f" if check.kind in ("speedup", "size") else ".4f"
+    digits = ".1f" if check.kind == "size" else ".2f" if check.kind == "speedup" else ".4f"
     unit = f" {escape(check.unit)}" if check.unit in ("MB", "×") else ""
     bound = ABSENT if check.bound is None else f"{check.bound:{digits}}"
     cells = [
         f'<span class="mark {check.verdict}">{_MARKS[check.verdict]} {check.verdict}</span>',
         f"{escape(check.name)}<small>{escape(check.sentence)}</small>",
-        f"{check.value:{digits}}{unit}", bound, f"{check.limit:{digits}}", check_plot(check),
+        minus(f"{check.value:{digits}}{unit}"), minus(bound), f"{check.limit:{digits}}", check_plot(check),
     ]  # fmt: skip
     return cells, ""
 

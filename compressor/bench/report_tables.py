@@ -186,7 +186,7 @@ def _measured(found: Measured) -> str:
         return f"{found.mean:.4f}"
     bound = "" if found.loss_bound is None else f"below {found.loss_bound:.4f}"
     share = "" if found.loss_share is None else f" ({shown_share(found.loss_share)})"
-    return f"{found.mean:.4f}<small>{shown_signed(found.loss)}{share}</small><small>{bound}</small>"
+    return f"{found.mean:.4f}<small>loss {shown_signed(found.loss)}{share}</small><small>{bound}</small>"
 
 
 def _agreed(found: Agreed | None, is_error: bool) -> str:
