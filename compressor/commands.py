@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from compressor.baselines import STOCK_ONNX, baseline_rows
 from compressor.bench.gate import EXIT_CODES, gate_report
+from compressor.bench.gate_flags import gate_settings_from_flags
 from compressor.bench.report import read_report, write_report
 from compressor.bench.rows import RowSpec
 from compressor.bench.run import run_bench
@@ -18,13 +20,10 @@ from compressor.compress import check
 from compressor.console import say
 from compressor.data import load_data
 from compressor.data_reference import DataReference
-from compressor.errors import Fault, InputError
-from compressor.gate_settings import BenchSettings, GateSettings
+from compressor.errors import InputError
+from compressor.gate_settings import BenchSettings
 from compressor.recipe_faults import faults_of
 from compressor.runtime.threads import available_threads
-
-_SOURCE = "command line"
-Settings = TypeVar("Settings", bound=BaseModel)
 
 
 def validate(recipes: Sequence[Path], overrides: Sequence[str]) -> None:
@@ -60,7 +59,7 @@ def bench(
         InputError: a folder, a data reference or a setting is at fault.
     """
     wanted = {**settings, "measures": _words(measures), "threads": _words(threads) or [str(available_threads())]}
-    checked = _from_flags(BenchSettings, wanted, {"n_queries": "--queries"})
+    checked = _bench_settings(wanted)
     data = [load_data(_reference(text).resolved(Path()), depth=checked.candidates) for text in references]
     rows = [RowSpec(name=name, folder=folder) for name, folder in zip(_names(folders), folders, strict=True)]
     if teacher:
@@ -77,10 +76,8 @@ def gate(path: Path, *, row: str | None, **limits: Any) -> int:
     Raises:
         InputError: the report or a limit is at fault.
     """
-    report = read_report(path)
-    for name in ("max_loss", "min_speedup", "min_agreement"):
-        limits[name] = dict(_assignment(name, text) for text in limits[name])
-    verdict = gate_report(report, _from_flags(GateSettings, limits, {}), rows=[row] if row else None)
+    settings = gate_settings_from_flags(**limits)
+    verdict = gate_report(read_report(path), settings, rows=[row] if row else None)
     print_verdict(verdict)
     return EXIT_CODES[verdict.verdict]
 
@@ -106,29 +103,12 @@ def _names(folders: Sequence[Path]) -> list[str]:
     return short if len(set(short)) == len(short) else [str(folder) for folder in folders]
 
 
-def _assignment(name: str, text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals:
-        flag = "--" + name.replace("_", "-")
-        raise InputError(Fault(source=_SOURCE, where=flag, found=repr(text), allowed="NAME=VALUE"))
+def _bench_settings(values: dict[str, Any]) -> BenchSettings:
     try:
-        return key, float(value)
-    except ValueError:
-        return key, value
-
-
-def _from_flags(model: type[Settings], values: dict[str, Any], names: dict[str, str]) -> Settings:
-    try:
-        return model.model_validate(values)
+        return BenchSettings.model_validate(values)
     except ValidationError as error:
-        faults = faults_of(error, values, model, _SOURCE)
+        flags = {"n_queries": "queries"}
         raise InputError(
-            Fault(
-                source=_SOURCE,
-                where="--" + names.get(key := fault.where.split(".")[0], key).removeprefix("--").replace("_", "-"),
-                found=fault.found,
-                allowed=fault.allowed,
-                fix=fault.fix,
-            )
-            for fault in faults
+            replace(fault, where="--" + flags.get(name := fault.where.split(".")[0], name).replace("_", "-"))
+            for fault in faults_of(error, values, BenchSettings, "command line")
         ) from None

@@ -96,7 +96,7 @@ RECIPES = [
     ("teacher: packaged\ndata: {test: smal/test}\n", "did you mean"),
     ("teacher: packaged\ndata: {test: {collection: small, split: test, candidates: absent.trec}}\n", "absent.trec"),
     ("teacher: packaged\ndata: {train: small/train, test: small/test}\n", "q0"),
-    ("teacher: packaged\ndata: {test: small/test}\ngate: {max_loss: {nDCG@10: 2}}\n", "did you mean '2.0%'?"),
+    ("teacher: packaged\ndata: {test: small/test}\ngate: {max_loss: {nDCG@10: 2}}\n", "did you mean '2%'?"),
     ("teacher: packaged\ndata: {test: small/test}\ngate: {min_speed: {x: 2}}\n", "did you mean 'min_speedup'?"),
     ("teacher: packaged\ndata: {tests: small/test}\n", "did you mean 'test'?"),
     ("teacher: packaged\ndata: {test: [{colection: small}]}\n", "did you mean 'collection'?"),
