@@ -60,6 +60,7 @@ def rankpress(monkeypatch, *arguments) -> int:
     monkeypatch.setattr(sys, "argv", ["rankpress", *map(str, arguments)])
     with pytest.raises(SystemExit) as left:
         cli.main()
+    assert isinstance(left.value.code, int)
     return left.value.code
 
 
@@ -69,11 +70,14 @@ def test_the_whole_road(room, monkeypatch, capsys):
     made = room / "made"
     report = read_report(made / "report.json")
     assert [row.name for row in report.rows] == ["torch_fp32_padded", "stock_onnx_fp32", "r"]
+    assert report.gate is not None
     assert report.gate.verdict == "pass"
     assert [entry.verb for entry in report.history] == ["import", "drop_layers", "quantize"]
-    parameters = [entry.parameters for entry in report.history]
-    assert parameters[0] > parameters[1] == parameters[2]
-    assert report.row("torch_fp32_padded").scores_of_difference < 1e-4
+    parameters = [entry.parameters or 0 for entry in report.history]
+    assert parameters[0] > parameters[1] == parameters[2] > 0
+    difference = report.row("torch_fp32_padded").scores_of_difference
+    assert difference is not None
+    assert difference < 1e-4
     assert (made / "report.html").read_text().startswith("<!doctype html>")
 
     manifest = read_json(made / "model" / "rankpress.json")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -13,6 +14,13 @@ from compressor.ranker.encoder import Encoder
 from compressor.ranker.ranker import BATCH_TOKENS, Ranker
 from compressor.ranker.tokens import TokenLayout
 from compressor.runtime.batching import padded, token_budget_batches
+
+
+class Removal(TypedDict):
+    """One layer's removal: which it was, and the score change of every layer that could have been it."""
+
+    dropped: int
+    score_change: dict[str, float]
 
 
 def score_change(scores: np.ndarray, reference: np.ndarray, queries: Sequence[str]) -> float:
@@ -33,7 +41,7 @@ def score_change(scores: np.ndarray, reference: np.ndarray, queries: Sequence[st
 
 def drop_least_important_layers(
     ranker: Ranker, pairs: Sequence[tuple[str, str]], n_keep: int
-) -> tuple[list[int], list[dict[str, object]]]:
+) -> tuple[list[int], list[Removal]]:
     """Choose layers to keep by leave-one-out, one at a time: the layer whose absence changes scores least goes first.
 
     After each removal the remaining layers are measured anew, since a layer's neighbor may matter more without it. A
@@ -51,7 +59,7 @@ def drop_least_important_layers(
     queries = [query for query, _ in pairs]
     kept = list(range(len(ranker.spec.layers)))
     n_trials = sum(range(n_keep + 1, len(kept) + 1))
-    removals: list[dict[str, object]] = []
+    removals: list[Removal] = []
     with torch.inference_mode(), progress("Measuring layer importance", n_trials) as advance:
         reference = _leave_one_out(ranker.module, batches, kept, [None], len(pairs))[None]
         while len(kept) > n_keep:
