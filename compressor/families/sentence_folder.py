@@ -47,13 +47,18 @@ def read_modules(folder: Path) -> SentenceFolder | None:
     if not kinds or kinds[0] != "Transformer" or kinds[1:] not in ([], ["Pooling"], ["Pooling", "Normalize"]):
         allowed = "Transformer alone (a cross-encoder), or Transformer, Pooling[, Normalize] (a bi-encoder)"
         raise InputError(Fault(source=path, found=f"the modules {', '.join(kinds)}", allowed=allowed))
-    encoder = inside(folder, str(modules[0].get("path", "")))
+    encoder = _module_folder(folder, modules[0])
     if len(kinds) == 1:
         activation = settings.get("activation_fn")
         return SentenceFolder(encoder=encoder, similarity=None, activation=activation and str(activation))
     _check_similarity(folder / "config_sentence_transformers.json", settings, is_normed=kinds[-1] == "Normalize")
-    pooling = inside(folder, str(modules[1].get("path", ""))) / "config.json"
+    pooling = _module_folder(folder, modules[1]) / "config.json"
     return SentenceFolder(encoder=encoder, similarity=SimilarityHead(pool=_pool(pooling)))
+
+
+def _module_folder(folder: Path, module: Mapping[str, Any]) -> Path:
+    path = str(module.get("path") or "")
+    return inside(folder, path) if path else folder
 
 
 def _object(path: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from compressor.families import can_be_stock, load_teacher, peek_teacher, stock_checkpoint
-from tests.families.conftest import Stock, ragged_inputs
+from tests.families.stock_models import Stock, ragged_inputs
 
 TOLERANCE = 1e-5
 

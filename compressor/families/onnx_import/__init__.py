@@ -68,9 +68,7 @@ def read_onnx(path: Path) -> OnnxSource:
     model = dequantized(stored, path)
     graph = Graph(model, path)
     was_quantized = model is not stored
-    return OnnxSource(
-        path=path, model=model, output=graph.output, parts=recognize(graph), was_quantized=was_quantized
-    )
+    return OnnxSource(path=path, model=model, output=graph.output, parts=recognize(graph), was_quantized=was_quantized)
 
 
 def check_scores(source: OnnxSource, spec: RankerSpec, weights: dict[str, Tensor]) -> float:

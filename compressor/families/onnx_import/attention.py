@@ -43,9 +43,10 @@ def _is_core(graph: Graph, node: NodeProto) -> bool:
 
 def _stepwise(graph: Graph, mixing: NodeProto) -> AttentionPart | str:
     """``mixing`` is the product of attention weights and values."""
-    if len(graph.nearest(mixing.input[0], lambda node: node.op_type == "Softmax")) != 1:
+    near = graph.nearest(mixing.input[0], lambda node: node.op_type == "Softmax" or _is_core(graph, node))
+    if [node.op_type for node in near] != ["Softmax"]:
         return "a product of two computed values without a softmax before it"
-    products = graph.nearest(mixing.input[0], lambda node: _is_core(graph, node))
+    products = graph.nearest(near[0].input[0], lambda node: _is_core(graph, node))
     if len(products) != 1:
         return f"{len(products)} products of queries and keys, expected 1"
     return _projected(graph, [*products[0].input[:2], mixing.input[1]], None, mixing)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from onnx import TensorShapeProto
+
 from compressor.families.onnx_import.attention import AttentionPart, attention
 from compressor.families.onnx_import.embeddings import EmbeddingsPart, embeddings
 from compressor.families.onnx_import.graph import Graph, NotRecognizedError, attribute
@@ -65,6 +67,14 @@ def _check_inputs(graph: Graph) -> None:
         raise NotRecognizedError(
             graph.path, "inputs", ", ".join(graph.inputs) or "none", "input_ids, attention_mask[, token_type_ids]"
         )
+
+    fixed = [value.name for value in graph.model.graph.input if any(map(_is_fixed, value.type.tensor_type.shape.dim))]
+    if fixed:
+        raise NotRecognizedError(graph.path, ", ".join(fixed), "a fixed shape", "free batch and sequence axes")
+
+
+def _is_fixed(dimension: TensorShapeProto.Dimension) -> bool:
+    return dimension.HasField("dim_value")
 
 
 def _head(graph: Graph) -> tuple[HeadPart, str]:
