@@ -8,15 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from compressor.errors import Fault, InputError
 from compressor.families.catalogue import FAMILIES, spec_of_config
-from compressor.families.family import Shape, shape_faults, to_canonical
+from compressor.families.family import Shape, is_prefixed, shape_faults, stock_shapes, to_canonical
+from compressor.progress import progress
 from compressor.ranker.spec import RankerSpec, SimilarityHead
 from compressor.storage import inside, read_json
 
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_FLOAT_NAMES = "float32, float16, bfloat16 or float64"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -60,12 +64,27 @@ class Checkpoint:
         return spec
 
     def weights(self, spec: RankerSpec) -> dict[str, Tensor]:
-        """Return the canonical weights, fp32 whatever the file holds."""
+        """Return the canonical weights, fp32 from whatever floating type the file holds.
+
+        Raises:
+            InputError: a weight is not a plain floating-point number.
+        """
+        family = FAMILIES[spec.family]
         tensors: dict[str, Tensor] = {}
-        for path in weight_files(self.folder):
-            with _opened(path) as file:
-                tensors |= {_modern(name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return to_canonical(FAMILIES[spec.family], spec, tensors)
+        files = weight_files(self.folder)
+        with progress("Reading weights", len(files)) as advance:
+            for path in files:
+                with _opened(path) as file:
+                    tensors |= {_modern(name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                advance()
+        expected = stock_shapes(family, spec, prefixed=is_prefixed(family, tensors))
+        foreign = {name: tensors[name].dtype for name in expected if tensors[name].dtype not in _FLOATS}
+        if foreign:
+            name, dtype = next(iter(foreign.items()))
+            fix = "give the checkpoint from before quantization"
+            found = f"{len(foreign)} weights of type {dtype}"
+            raise InputError(Fault(source=self.folder, where=name, found=found, allowed=_FLOAT_NAMES, fix=fix))
+        return to_canonical(family, spec, tensors)
 
     def _shapes(self) -> dict[str, Shape]:
         shapes: dict[str, Shape] = {}

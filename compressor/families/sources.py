@@ -60,36 +60,38 @@ class CheckpointSource:
     folder: Path
 
     def spec(self) -> RankerSpec:
-        return self._limited(self._checkpoint().spec())
+        checkpoint = self._checkpoint()
+        return self._limited(checkpoint.spec(), checkpoint.folder)
 
     def read(self) -> tuple[Ranker, dict[str, Any]]:
         checkpoint = self._checkpoint()
-        spec = self._limited(checkpoint.spec())
+        spec = self._limited(checkpoint.spec(), checkpoint.folder)
         config = dict(checkpoint.config)
         modules = read_modules(self.folder)
         if modules and modules.activation:
             config["sentence_transformers"] = {"activation_fn": modules.activation}
-        tokenizer_files = read_tokenizer_files(self.folder)
-        _check_vocabulary(spec, tokenizer_files, self.folder)
+        tokenizer_files = read_tokenizer_files(checkpoint.folder)
+        _check_vocabulary(spec, tokenizer_files, checkpoint.folder)
         weights = checkpoint.weights(spec)
         ranker = Ranker(spec=spec, weights=weights, tokenizer_files=tokenizer_files, source_config=config)
         return ranker, {"format": "safetensors"}
 
     def files(self) -> list[Path]:
         folder = self._checkpoint().folder
-        names = ("config.json", INDEX, "modules.json", "sentence_bert_config.json", *TOKENIZER_FILES)
-        return [*_existing(self.folder, *names), *weight_files(folder)]
+        beside = _existing(self.folder, "modules.json", "config_sentence_transformers.json", "1_Pooling/config.json")
+        own = _existing(folder, "config.json", INDEX, "sentence_bert_config.json", *TOKENIZER_FILES)
+        return [*beside, *own, *weight_files(folder)]
 
     def _checkpoint(self) -> Checkpoint:
         modules = read_modules(self.folder)
         return Checkpoint.open(modules.encoder, modules.similarity) if modules else Checkpoint.open(self.folder)
 
-    def _limited(self, spec: RankerSpec) -> RankerSpec:
+    def _limited(self, spec: RankerSpec, folder: Path) -> RankerSpec:
         """Cut the longest row to what the tokenizer's files say."""
-        files = _contents(self.folder, "tokenizer.json", *SETTINGS_FILES)
+        files = _contents(folder, "tokenizer.json", *SETTINGS_FILES) | _contents(self.folder, "modules.json")
         if "tokenizer.json" not in files:
             return spec
-        tokenizer = PairTokenizer.from_files(files, source=self.folder)
+        tokenizer = PairTokenizer.from_files(files, source=folder)
         return spec.changed(max_length=min(spec.max_length, tokenizer.max_length))
 
 

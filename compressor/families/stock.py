@@ -75,15 +75,15 @@ def stock_config(spec: RankerSpec, source: Mapping[str, Any]) -> dict[str, Any]:
         "architectures": [family.classes[spec.family]],
         "id2label": {"0": label},
         "label2id": {label: 0},
-        "sentence_transformers": {"activation_fn": _activation(source), "version": "5.0.0"},
+        "sentence_transformers": _sentence_transformers(source),
     }
 
 
-def _activation(source: Mapping[str, Any]) -> str:
+def _sentence_transformers(source: Mapping[str, Any]) -> dict[str, Any]:
     """Return what sentence-transformers shall do to the logit: what it did to the teacher's, else nothing."""
     nested = source.get("sentence_transformers")
-    named = nested.get("activation_fn") if isinstance(nested, Mapping) else None
-    return str(named or source.get("sbert_ce_default_activation_function") or IDENTITY)
+    activation = source.get("sbert_ce_default_activation_function") or IDENTITY
+    return {"activation_fn": activation, **(nested if isinstance(nested, Mapping) else {})}
 
 
 def stock_checkpoint(ranker: Ranker, folder: Path) -> None:

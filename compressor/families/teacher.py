@@ -96,6 +96,9 @@ def _folder(path: Path) -> Source:
         return StoredSource(folder=path)
     has_weights = any((path / name).is_file() for name in (SINGLE, INDEX))
     graphs = [path / name for name in _ONNX_NAMES if (path / name).is_file()]
+    if (path / "rankpress.json").is_file() and not has_weights:
+        fix = "give the last folder under stages/ of its run: that is the same ranker with its float weights"
+        raise InputError(Fault(source=path, found="an exported folder without model.safetensors", fix=fix))
     if graphs and not has_weights:
         return OnnxFile(path=graphs[0], folder=path)
     return CheckpointSource(folder=path)

@@ -146,6 +146,15 @@ def test_fused_quantized_operators_are_read(exported_bert, tmp_path):
     assert_same(load_teacher(str(target), tmp_path), load_teacher(str(stock.folder), tmp_path), atol=0.01)
 
 
+def test_graphs_larger_than_a_protobuf_message_are_checked_too(exported_bert, tmp_path, monkeypatch):
+    path = exported_bert[1]
+    target = path.with_name("large_int8.onnx")
+    _int8(path, target)
+    monkeypatch.setattr("compressor.families.onnx_import._GRAPH_LIMIT_BYTES", 0)
+    ranker = load_teacher(str(target), tmp_path)
+    assert ranker.history[-1].notes["largest_difference_to_float_graph"] < 1e-5
+
+
 def rename_everything(model, seed):
     """Give every inner value, weight and node another name."""
     graph = model.graph

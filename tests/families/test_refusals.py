@@ -136,6 +136,19 @@ def test_a_broken_weight_file_is_refused(checkpoint):
     assert "a broken safetensors file" in refusal(checkpoint)
 
 
+def test_integer_weights_are_refused(checkpoint):
+    name = "bert.encoder.layer.0.output.dense.weight"
+    change_tensors(checkpoint, lambda tensors: {**tensors, name: tensors[name].to(torch.int8)})
+    message = refusal(checkpoint, load_teacher)
+    assert f"{name}: found 1 weights of type torch.int8; allowed: float32" in message
+
+
+def test_an_exported_folder_without_float_weights_is_refused(checkpoint):
+    (checkpoint / "model.safetensors").unlink()
+    (checkpoint / "rankpress.json").write_text("{}")
+    assert "give the last folder under stages/" in refusal(checkpoint)
+
+
 def test_a_missing_config_is_named(checkpoint):
     (checkpoint / "config.json").unlink()
     assert "config.json: found no such file" in refusal(checkpoint)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from compressor.errors import InputError
-from compressor.families import can_be_stock, load_teacher, peek_teacher, stock_checkpoint
+from compressor.families import can_be_stock, load_teacher, peek_teacher, stock_checkpoint, teacher_fingerprint
 from tests.families.stock_models import VOCABULARY, build_stock, randomized, tokenizer_files
 
 
@@ -81,6 +81,23 @@ def test_bi_encoder_similarities_are_equal_both_ways(tmp_path, tiny_pairs, model
     stock_checkpoint(ranker, tmp_path / "back")
     again = SentenceTransformer(str(tmp_path / "back"), device="cpu")
     np.testing.assert_allclose(similarities(again), similarities(stock), atol=1e-5, rtol=0)
+
+
+def test_a_transformer_in_a_folder_of_its_own_is_read(tmp_path):
+    """Older versions of sentence-transformers kept the model and its tokenizer in 0_Transformer."""
+    (tmp_path / "0_Transformer").mkdir()
+    (tmp_path / "1_Pooling").mkdir()
+    _base_encoder(tmp_path / "0_Transformer")
+    (tmp_path / "0_Transformer" / "sentence_bert_config.json").write_text('{"max_seq_length": 20}')
+    (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    modules = [{"path": path, "type": f"sentence_transformers.models.{path[2:]}"}
+               for path in ("0_Transformer", "1_Pooling")]  # fmt: skip
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    ranker = load_teacher(".", tmp_path)
+    assert (ranker.spec.max_length, ranker.spec.head.pool) == (20, "mean")
+    before = teacher_fingerprint(".", tmp_path)
+    (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
+    assert teacher_fingerprint(".", tmp_path) != before
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,12 @@ def test_the_config_keeps_what_a_spec_does_not_say(ranker):
     assert not {"torch_dtype", "dtype", "_name_or_path"} & config.keys()
 
 
+def test_the_older_name_of_the_activation_is_kept(ranker):
+    source = {"sbert_ce_default_activation_function": "torch.nn.modules.activation.Sigmoid"}
+    config = stock_config(ranker.spec, source)
+    assert config["sentence_transformers"]["activation_fn"] == "torch.nn.modules.activation.Sigmoid"
+
+
 def test_a_config_out_of_nothing_leaves_logits_as_they_are(ranker):
     config = stock_config(ranker.spec, {})
     assert config["sentence_transformers"]["activation_fn"] == IDENTITY
