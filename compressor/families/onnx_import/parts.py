@@ -82,22 +82,27 @@ def _matmul(graph: Graph, node: NodeProto) -> LinearPart | None:
         return None
     if any(attribute(node, name, 0) for name in ("transA", "transBatchA", "transBatchB")):
         return None
-    weight = (weight.T if attribute(node, "transB", 0) else weight) * np.float32(attribute(node, "alpha", 1.0))
-    return LinearPart(values=unshaped(graph, node.input[0]), weight=weight)
+    return LinearPart(values=unshaped(graph, node.input[0]), weight=_oriented(node, weight))
 
 
 def _gemm(graph: Graph, node: NodeProto) -> LinearPart | None:
     weight = graph.constant(node.input[1])
     if weight is None or graph.is_constant(node.input[0]) or attribute(node, "transA", 0):
         return None
-    weight = (weight.T if attribute(node, "transB", 0) else weight) * np.float32(attribute(node, "alpha", 1.0))
-    part = LinearPart(values=unshaped(graph, node.input[0]), weight=weight)
+    part = LinearPart(values=unshaped(graph, node.input[0]), weight=_oriented(node, weight))
     if len(node.input) < 3 or not node.input[2]:
         return part
     bias = graph.constant(node.input[2])
-    if bias is None or bias.size != weight.shape[1]:
+    if bias is None or bias.size != part.weight.shape[1]:
         return None
     return part.biased(bias * np.float32(attribute(node, "beta", 1.0)))
+
+
+def _oriented(node: NodeProto, weight: np.ndarray) -> np.ndarray:
+    """Return the matrix ``[inputs, outputs]`` that a product multiplies with."""
+    alpha = attribute(node, "alpha", 1.0)
+    oriented = weight.T if attribute(node, "transB", 0) else weight
+    return oriented if alpha == 1 else oriented * np.float32(alpha)
 
 
 def _with_bias(graph: Graph, node: NodeProto) -> LinearPart | None:
