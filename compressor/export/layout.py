@@ -9,7 +9,11 @@ import numpy as np
 from compressor.export.graph import Graph
 from compressor.ranker.spec import AttentionPattern, WindowPattern
 
-HIDDEN = -10000.0  # added to a score, leaves exactly 0 after the softmax in fp32
+# Added to the score of a key that must not be seen. Padding repeats its row's first token, so e^-50 of a share that is
+# at most 1 is lost in fp32's last bit. Less would be no better and much slower: exponentials of -88 and below are
+# denormal numbers, on which the products behind the softmax crawl.
+HIDDEN_PADDING = -50.0
+HIDDEN_TOKEN = -10000.0  # a real token may score far above those that are seen
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,14 +23,16 @@ class Layout:
     Attributes:
         columns: int64 ``[1]``: S.
         mask: int64 ``[B, S]``, 1 where a real token stands.
+        real: bool ``[B, S]``, the same.
         to_packed: int64 ``[T]``, the padded slot (row * S + column) of each packed token.
-        to_padded: int64 ``[B, S]``, the packed token of each padded slot; any for padding.
+        to_padded: int64 ``[B, S]``, the packed token of each padded slot; the row's first for padding.
         positions: int64 ``[T]``, each token's position in its row.
         first: int64 ``[B]``, the packed index of each row's first token.
     """
 
     columns: str
     mask: str
+    real: str
     to_packed: str
     to_padded: str
     positions: str
@@ -41,16 +47,20 @@ def build_layout(graph: Graph, mask: str) -> Layout:
     zero, one = graph.int_scalar(0), graph.int_scalar(1)
     to_packed = graph.reshape(graph.node("NonZero", [flat], "layout.nonzero"), "layout.to_packed", -1)
     counts = graph.node("CumSum", [flat, zero], "layout.counts")
-    places = graph.node("Max", [graph.node("Sub", [counts, one], "layout.places"), zero], "layout.flat_to_padded")
+    places = graph.node("Reshape", [graph.node("Sub", [counts, one], "layout.flat_places"), shape], "layout.places")
     lengths = graph.node("ReduceSum", [mask, graph.ints(1)], "layout.lengths", keepdims=0)
     ends = graph.node("CumSum", [lengths, zero], "layout.ends")
+    first = graph.node("Sub", [ends, lengths], "layout.first")
+    real = graph.node("Cast", [mask], "layout.real", to=9)
+    filling = graph.node("Unsqueeze", [first, graph.ints(1)], "layout.filling")  # [B, 1]
     return Layout(
         columns=columns,
         mask=mask,
         to_packed=to_packed,
-        to_padded=graph.node("Reshape", [places, shape], "layout.to_padded"),
+        real=real,
+        to_padded=graph.node("Where", [real, places, filling], "layout.to_padded"),
         positions=graph.node("Mod", [to_packed, columns], "layout.positions"),
-        first=graph.node("Sub", [ends, lengths], "layout.first"),
+        first=first,
     )
 
 
@@ -129,18 +139,19 @@ def row_means(graph: Graph, layout: Layout, value: str, name: str) -> str:
 
 
 def attention_bias(graph: Graph, layout: Layout, pattern: AttentionPattern, first_only: bool) -> str:
-    """Return what is added to the scores ``[B, 1, S or 1, S]``: 0 where a query sees a key, `HIDDEN` elsewhere.
+    """Return what is added to the scores, ``[B, 1, S or 1, S]``: 0 where a query sees a key, much less elsewhere.
 
     Made once per pattern and shared by the layers that use it; mirrors `ranker.attention.visible`.
     """
 
     def make(name: str) -> str:
-        real = graph.node("Cast", [layout.mask], f"{name}.real", to=9)
-        visible = graph.node("Unsqueeze", [real, graph.ints(1, 2)], f"{name}.keys")  # [B, 1, 1, S]
+        visible = graph.once("layout.keys", lambda at: graph.node("Unsqueeze", [layout.real, graph.ints(1, 2)], at))
+        hidden = HIDDEN_PADDING
         if pattern.kind != "full":
             near = _near(graph, layout, pattern, name, first_only)
             visible = graph.node("And", [visible, near], f"{name}.visible")
-        return graph.node("Where", [visible, graph.float_scalar(0.0), graph.float_scalar(HIDDEN)], name)
+            hidden = HIDDEN_TOKEN
+        return graph.node("Where", [visible, graph.float_scalar(0.0), graph.float_scalar(hidden)], name)
 
     name = "layout.bias." + "_".join(str(part) for part in pattern.model_dump().values())
     return graph.once(f"{name}.first" if pattern.kind != "full" and first_only else name, make)
