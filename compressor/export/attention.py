@@ -41,8 +41,9 @@ def attention(
     key_heads = _heads(graph, f"{name}.key.heads", spec, keys, layout)
     if spec.positions:
         key_heads = _biased(graph, f"{name}.key.biased", spec, keys, key_heads)
-        queries = rotate(graph, f"{name}.query.rotated", queries, layout, spec, first_only)
-        key_heads = rotate(graph, f"{name}.key.rotated", key_heads, layout, spec, False)
+        half = spec.head_width // 2
+        queries = rotate(graph, f"{name}.query.rotated", queries, layout, spec.positions, half, first_only)
+        key_heads = rotate(graph, f"{name}.key.rotated", key_heads, layout, spec.positions, half, False)
     # Without rotation the keys' bias adds one number to all scores of a query, which the softmax takes out again.
     value_heads = _heads(graph, f"{name}.value.heads", spec, held, layout)
     left_over = held.bias
@@ -156,10 +157,8 @@ def _biased(graph: Graph, name: str, spec: AttentionSpec, product: Product, by_h
     return graph.node("Add", [by_head, graph.weight(f"{name}.bias", bias)], name)
 
 
-def rotate(graph: Graph, name: str, by_head: str, layout: Layout, attention: AttentionSpec, first_only: bool) -> str:
+def rotate(graph: Graph, name: str, by_head: str, layout: Layout, spec: RotarySpec, half: int, first_only: bool) -> str:
     """Turn each head's halves by the angle of its position, ``[B, H, S, d] -> [B, H, S, d]``."""
-    spec, half = attention.positions, attention.head_width // 2
-    assert spec is not None
     cosine, sine = angle_tables(spec, half, graph.max_length)
     cosines = graph.weight(f"rotary.{spec.base!r}.{half}.cosine", cosine)
     sines = graph.weight(f"rotary.{spec.base!r}.{half}.sine", sine)

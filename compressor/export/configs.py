@@ -7,13 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from compressor.errors import Fault, InputError
+from compressor.families import stock_config
 from compressor.ranker.ranker import Ranker
-from compressor.ranker.spec import Family, RankerSpec, SimilarityHead
+from compressor.ranker.spec import Family, RankerSpec
 
-_CLASSES: dict[Family, str] = {
-    "bert": "Bert", "electra": "Electra", "roberta": "Roberta", "xlm-roberta": "XLMRoberta",
-    "distilbert": "DistilBert", "modernbert": "ModernBert",
-}  # fmt: skip
 _TOKENIZER_CLASSES: dict[Family, str] = {
     "bert": "BertTokenizer", "electra": "ElectraTokenizer", "roberta": "RobertaTokenizer",
     "xlm-roberta": "XLMRobertaTokenizer", "distilbert": "DistilBertTokenizer", "modernbert": "PreTrainedTokenizerFast",
@@ -26,60 +23,25 @@ _ROLES = {
     "bos_token": ("<s>",),
     "eos_token": ("</s>",),
 }
-_HIDDEN_ACT = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "relu": "relu", "silu": "silu", "tanh": "tanh"}
-RAW_LOGITS = "torch.nn.modules.linear.Identity"
 
 
-def write_config(ranker: Ranker, stock: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the ``config.json``.
+def write_config(ranker: Ranker) -> dict[str, Any]:
+    """Return the ``config.json``: the stock architecture's, and the keys that servers ask for by BERT's names.
 
-    Args:
-        ranker: for its spec and the config that it came with.
-        stock: the config of the stock checkpoint where the spec can be one; None otherwise.
-
-    Keys of the teacher that the spec does not speak of are kept; all that the spec knows is written anew. For shapes
-    that are not uniform the numbers are those of the first layer: such a folder has no torch checkpoint to load.
+    Where the shape is not uniform the first layer speaks for all: such a folder has no torch checkpoint to load.
     """
     spec = ranker.spec
-    config = {**ranker.source_config, **(_shape_keys(spec) if stock is None else stock)}
-    for key in ("_name_or_path", "torch_dtype", "transformers_version"):
-        config.pop(key, None)
-    config["architectures"] = [_CLASSES[spec.family] + _suffix(spec)]
-    config["model_type"] = spec.family
-    config["pad_token_id"] = spec.pad_id
-    config["dtype"] = "float32"
-    config.pop("num_labels", None)
-    if isinstance(spec.head, SimilarityHead):
-        return config
-    label = next(iter(dict(config.get("id2label") or {}).values()), "LABEL_0")
-    config["id2label"] = {"0": label}
-    config["label2id"] = {label: 0}
-    activation = (config.get("sentence_transformers") or {}).get("activation_fn")
-    activation = activation or config.pop("sbert_ce_default_activation_function", None) or RAW_LOGITS
-    config["sentence_transformers"] = {**(config.get("sentence_transformers") or {}), "activation_fn": activation}
-    config["sentence_transformers"].setdefault("version", "5.2.0")
-    return config
-
-
-def _suffix(spec: RankerSpec) -> str:
-    return "Model" if isinstance(spec.head, SimilarityHead) else "ForSequenceClassification"
-
-
-def _shape_keys(spec: RankerSpec) -> dict[str, Any]:
-    layer, embeddings = spec.layers[0], spec.embeddings
-    norm = embeddings.norm or layer.ffn_norm or layer.attention_norm or spec.final_norm
-    positions = embeddings.positions
-    return {
+    positions = spec.embeddings.positions
+    asked = {
         "hidden_size": spec.width,
         "num_hidden_layers": len(spec.layers),
-        "num_attention_heads": layer.attention.heads,
-        "intermediate_size": layer.ffn.width,
-        "hidden_act": _HIDDEN_ACT[layer.ffn.activation],
-        "vocab_size": embeddings.tokens.rows,
+        "num_attention_heads": spec.layers[0].attention.heads,
+        "vocab_size": spec.embeddings.tokens.rows,
         "max_position_embeddings": positions.rows if positions else spec.max_length,
-        "type_vocab_size": embeddings.segments.rows if embeddings.segments else 0,
-        "layer_norm_eps": norm.epsilon if norm else 1e-12,
+        "pad_token_id": spec.pad_id,
+        "dtype": "float32",
     }
+    return {**asked, **stock_config(spec, ranker.source_config)}
 
 
 def tokenizer_files(ranker: Ranker) -> dict[str, bytes]:
@@ -119,7 +81,7 @@ def _special_tokens(spec: RankerSpec, tokenizer: dict[str, Any], files: Mapping[
     """Return role to token text, as the files say, else by the usual spellings."""
     vocabulary = tokenizer.get("model", {}).get("vocab") or {}
     pairs = vocabulary.items() if isinstance(vocabulary, dict) else ((w, i) for i, (w, *_) in enumerate(vocabulary))
-    known = {text: index for text, index in pairs}
+    known = dict(pairs)
     known.update({token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])})
     pad = next((text for text, index in known.items() if index == spec.pad_id), None)
     if pad is None:

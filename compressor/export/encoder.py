@@ -23,7 +23,8 @@ def write_graph(spec: RankerSpec, weights: Weights, dialect: Dialect = "ort") ->
 
     Returns:
         A model with inputs ``input_ids``, ``attention_mask`` and, where the spec has segments, ``token_type_ids``
-        (int64 ``[batch, sequence]``), and the output ``logits`` float32 ``[batch, 1]`` or ``embedding`` ``[batch, width]``.
+        (int64 ``[batch, sequence]``), and the float32 output ``logits`` ``[batch, 1]`` or ``embedding``
+        ``[batch, width]``.
     """
     weights = {name: tensor.detach() for name, tensor in weights.items()}
     graph = Graph(dialect, max_length=spec.max_length)
@@ -75,4 +76,4 @@ def _model(graph: Graph, spec: RankerSpec) -> onnx.ModelProto:
     inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, shape) for name in input_names(spec)]
     width = 1 if spec.output_name == "logits" else spec.width
     output = helper.make_tensor_value_info(spec.output_name, TensorProto.FLOAT, ["batch", width])
-    return graph.model(inputs, [output], "ranker")
+    return graph.finish(inputs, [output], "ranker")

@@ -22,7 +22,7 @@ from compressor.ranker.cost import linears_of
 from compressor.ranker.ranker import Ranker
 from compressor.ranker.spec import Int8Dynamic, Int8Rows
 from compressor.runtime.folder import MANIFEST
-from compressor.storage import read_json, whole_folder, write_json
+from compressor.storage import whole_folder, write_json
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,20 +108,12 @@ def _write_checked(
 
 
 def _write_small_files(ranker: Ranker, folder: Path) -> None:
-    stock = _write_stock_checkpoint(ranker, folder)
-    write_json(folder / "config.json", write_config(ranker, stock))
+    if can_be_stock(ranker.spec) is None:
+        stock_checkpoint(ranker, folder)
+    write_json(folder / "config.json", write_config(ranker))
     (folder / "spec.json").write_text(ranker.spec.model_dump_json(indent=1) + "\n", encoding="utf-8")
     for name, content in tokenizer_files(ranker).items():
         (folder / name).write_bytes(content)
-
-
-def _write_stock_checkpoint(ranker: Ranker, folder: Path) -> dict[str, Any] | None:
-    """Write ``model.safetensors`` where the spec can be a stock checkpoint, and return the checkpoint's config."""
-    if can_be_stock(ranker.spec) is not None:
-        return None
-    stock_checkpoint(ranker, folder)
-    config: dict[str, Any] = read_json(folder / "config.json")
-    return config
 
 
 def _kind(ranker: Ranker) -> str:

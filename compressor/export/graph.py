@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import helper
 
 Dialect = Literal["ort", "portable"]
 
@@ -32,10 +32,12 @@ class Graph:
     def __init__(self, dialect: Dialect, max_length: int) -> None:
         self.fused = dialect == "ort"
         self.max_length = max_length
-        self._nodes: list[onnx.NodeProto] = []
-        self._weights: dict[str, TensorProto] = {}
-        self._stored: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+        self._model = onnx.ModelProto(ir_version=IR_VERSION, producer_name="rankpress")
+        self._model.opset_import.append(helper.make_opsetid("", OPSET))
+        if self.fused:
+            self._model.opset_import.append(helper.make_opsetid(FUSED, 1))
         self._values: set[str] = set()
+        self._stored: dict[tuple[str, tuple[int, ...], bytes], str] = {}  # content to name of the weight
 
     def node(self, op: str, inputs: Sequence[str], name: str, *, domain: str = "", **attributes: Any) -> str:
         """Add a node with one result; returns the result's name, which is the node's."""
@@ -49,7 +51,8 @@ class Graph:
             if output in self._values:
                 raise ValueError(f"the graph has two values named {output!r}")
             self._values.add(output)
-        self._nodes.append(helper.make_node(op, list(inputs), list(outputs), name=name, domain=domain, **attributes))
+        node = helper.make_node(op, list(inputs), list(outputs), name=name, domain=domain, **attributes)
+        self._model.graph.node.append(node)
         return list(outputs)
 
     def has(self, name: str) -> bool:
@@ -62,14 +65,13 @@ class Graph:
 
     def weight(self, name: str, values: np.ndarray) -> str:
         """Store a tensor and return its name; a tensor with the same content is stored once, under its first name."""
-        values = np.ascontiguousarray(values)
+        values = np.asarray(values, order="C")
         key = (values.dtype.str, values.shape, hashlib.blake2b(values.data, digest_size=16).digest())
         if key not in self._stored:
-            if name in self._weights:
+            if name in self._stored.values():
                 raise ValueError(f"the graph has two weights named {name!r}")
             kind = helper.np_dtype_to_tensor_dtype(values.dtype)
-            proto = TensorProto(name=name, data_type=kind, dims=values.shape, raw_data=values.tobytes())
-            self._weights[name] = proto
+            self._model.graph.initializer.add(name=name, data_type=kind, dims=values.shape, raw_data=values.tobytes())
             self._stored[key] = name
         return self._stored[key]
 
@@ -94,13 +96,11 @@ class Graph:
         outputs = [f"{name}.{part}" for part in parts]
         return self.nodes("Split", [value, self.ints(*parts.values())], outputs, name=name, axis=-1)
 
-    def model(
+    def finish(
         self, inputs: Sequence[onnx.ValueInfoProto], outputs: Sequence[onnx.ValueInfoProto], name: str
     ) -> onnx.ModelProto:
-        """Return the finished model."""
-        graph = helper.make_graph(self._nodes, name, inputs, outputs)
-        graph.initializer.extend(self._weights.values())
-        opsets = [helper.make_opsetid("", OPSET)]
-        if self.fused:
-            opsets.append(helper.make_opsetid(FUSED, 1))
-        return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="rankpress")
+        """Return the model; the graph takes no more nodes."""
+        self._model.graph.name = name
+        self._model.graph.input.extend(inputs)
+        self._model.graph.output.extend(outputs)
+        return self._model

@@ -27,28 +27,10 @@ _ROLES = {
 }
 _PACKAGES = ("torch", "transformers", "onnx", "onnxruntime", "tokenizers", "numpy")
 # What decides how fast, and on old CPUs how exactly, int8 runs.
-_FLAGS = frozenset(
-    [
-        "avx",
-        "avx2",
-        "fma",
-        "f16c",
-        "avx512f",
-        "avx512bw",
-        "avx512vl",
-        "avx512_vnni",
-        "avx_vnni",
-        "avx512_bf16",
-        "avx512_fp16",
-        "amx_tile",
-        "amx_int8",
-        "amx_bf16",
-        "asimd",
-        "asimddp",
-        "i8mm",
-        "sve",
-    ]
-)
+_FLAGS = frozenset((
+    "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx_vnni", "avx512_bf16",
+    "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16", "asimd", "asimddp", "i8mm", "sve",
+))  # fmt: skip
 
 
 def make_manifest(

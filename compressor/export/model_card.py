@@ -137,14 +137,15 @@ scores = ranker.predict([("a question", "a passage"), ("a question", "another pa
 ```
 """
 
-_NO_CHECKPOINT = """**sentence-transformers, transformers**: this shape is no stock architecture (or not in full precision), so there
-is no torch checkpoint here; use the ONNX file.
+_NO_CHECKPOINT = """**sentence-transformers, transformers**: this shape is no stock architecture (or not in full
+precision), so there is no torch checkpoint here; use the ONNX file.
 """
 
 _SERVERS = """**text-embeddings-inference** (loads `onnx/model.onnx`; ask for `raw_scores`, or take its sigmoid)
 
 ```
-docker run -p 8080:80 -v PATH/TO/THIS/FOLDER:/model ghcr.io/huggingface/text-embeddings-inference:cpu-latest --model-id /model
+docker run -p 8080:80 -v PATH/TO/THIS/FOLDER:/model \\
+  ghcr.io/huggingface/text-embeddings-inference:cpu-latest --model-id /model
 curl 127.0.0.1:8080/rerank -H 'Content-Type: application/json' \\
   -d '{"query": "a question", "texts": ["a passage", "another passage"], "raw_scores": true}'
 ```

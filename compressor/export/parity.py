@@ -18,14 +18,14 @@ from compressor.runtime.session import open_session
 
 BATCH_SHAPES = ((1, 16), (7, 33), (3, 512))  # rows, tokens of the longest row
 TOP = 10
-_N_PAIRS = 24
+_N_PAIRS = 16
 _BATCH_TOKENS = 4096
 _FLOAT_TOLERANCE = 1e-4
-_NOISE_FACTOR = 5.0
+_NOISE_FACTOR = 4.0
 _FLOAT_CAUSE = "fp32 sums in another order"
 _INT8_CAUSE = (
     "8-bit rounding: a change in the last bits pushes activations over a rounding step, and so on from layer to layer; "
-    "allowed is 5 times the movement of the torch simulation when its biases and gains change by one part in a million"
+    "allowed is 4 times the movement of the torch simulation when its biases and gains change by one part in a million"
 )
 
 
@@ -97,7 +97,7 @@ def check_parity(ranker: Ranker, path: Path, batches: Sequence[dict[str, np.ndar
     allowed_max = allowed_rms = _FLOAT_TOLERANCE
     is_int8 = any(linear.precision.kind != "fp32" for _, linear in linears_of(ranker.spec))
     if is_int8:
-        noise = _distance(torch_results(_nudged(ranker), batches), expected)
+        noise = _rounding_noise(ranker, batches, expected)
         allowed_max, allowed_rms = (max(_FLOAT_TOLERANCE, _NOISE_FACTOR * part) for part in noise)
     parity = Parity(
         file=path.name, max_difference=largest, rms_difference=rms, allowed_max=allowed_max, allowed_rms=allowed_rms,
@@ -116,6 +116,17 @@ def check_parity(ranker: Ranker, path: Path, batches: Sequence[dict[str, np.ndar
 def _distance(found: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
     gaps = np.abs(found.astype(np.float64) - expected)
     return float(gaps.max()), float(np.sqrt((gaps**2).mean()))
+
+
+def _rounding_noise(
+    ranker: Ranker, batches: Sequence[dict[str, np.ndarray]], expected: np.ndarray
+) -> tuple[float, float]:
+    """Return how far the simulation's results move when nothing but last bits changes, on the batch with most rows."""
+    sizes = [len(batch["input_ids"]) for batch in batches]
+    chosen = int(np.argmax(sizes))
+    start = sum(sizes[:chosen])
+    moved = torch_results(_nudged(ranker), [batches[chosen]])
+    return _distance(moved, expected[start : start + sizes[chosen]])
 
 
 def _nudged(ranker: Ranker) -> Ranker:
