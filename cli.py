@@ -167,11 +167,13 @@ def main() -> NoReturn:
     except RankpressError as error:
         print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
         sys.exit(error.exit_code)
-    except typer.Abort:
-        sys.exit(EXIT_RUN_FAILED)
-    except KeyboardInterrupt:
+    except (typer.Abort, KeyboardInterrupt):  # Typer makes the one of the other
         print("interrupted; a compress run continues where it stopped when started again", file=sys.stderr)
         sys.exit(130)
+    except OSError as error:  # a full disk, a folder that vanished, missing rights: nothing of ours to debug
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"error: {place}{error.strerror or error}", file=sys.stderr)
+        sys.exit(EXIT_RUN_FAILED)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from compressor.ranker.cost import macs, parameters
 from compressor.ranker.spec import RankerSpec
 from compressor.recipe import Recipe, load_recipe
 from compressor.registry import registered
-from compressor.storage import write_whole
+from compressor.storage import is_half_written, sole_writer, write_whole
 
 if TYPE_CHECKING:
     from compressor.ranker.ranker import Ranker
@@ -157,8 +157,14 @@ def run(prepared: Prepared) -> int:
         The exit code: 0 pass or no gate, 1 gate failed, 2 undecided.
 
     Raises:
+        InputError: another process is writing to the output folder, or nobody can.
         RunError: a pass or the export failed; stages that were finished stay stored.
     """
+    with sole_writer(prepared.out):
+        return _run(prepared)
+
+
+def _run(prepared: Prepared) -> int:
     from compressor.export import export_folder
     from compressor.families import load_teacher
 
@@ -228,7 +234,8 @@ def _check_output(out: Path) -> None:
     if not existing.is_dir():
         allowed = "a folder, or a name that is free"
         raise InputError(Fault(source=existing, found="a file", allowed=allowed, fix="name another with --out"))
-    foreign = [entry.name for entry in sorted(out.iterdir())] if out.is_dir() else []
+    entries = sorted(out.iterdir()) if out.is_dir() else []
+    foreign = [entry.name for entry in entries if not is_half_written(entry)]
     if foreign and not (out / RESOLVED).is_file():
         raise InputError(
             Fault(

@@ -5,14 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 from compressor.errors import Fault, InputError
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None  # type: ignore[assignment]
+
+T = TypeVar("T")
+_HALF_WRITTEN = re.compile(r"\..+\.(partial|old)-\w+")
 
 
 def sha256_file(path: Path) -> str:
@@ -33,12 +42,11 @@ def whole_folder(target: Path) -> Iterator[Path]:
     A ``target`` that exists is replaced in one step, after the new one is complete.
 
     Raises:
-        InputError: ``target`` is a file.
+        InputError: ``target`` is a file, or stands where nothing can be written.
     """
     if target.exists() and not target.is_dir():
         raise InputError(Fault(source=target, found="a file", allowed="a folder, or nothing yet"))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
+    partial = Path(_beside(target, tempfile.mkdtemp))
     partial.chmod(0o755)  # mkdtemp makes private folders; what a user keeps follows the usual rights
     try:
         yield partial
@@ -60,9 +68,18 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old content or the new, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(prefix=f".{path.name}.partial-", dir=path.parent)
+    """Write a text file so that a reader sees the old content or the new, never a part.
+
+    A link stays a link: the file that it leads to is written.
+
+    Raises:
+        InputError: nothing can be written there.
+    """
+    if path.exists() and not path.is_file():  # a pipe or device, such as /dev/stdout, cannot be replaced
+        path.write_text(text, encoding="utf-8")
+        return
+    path = path.resolve()
+    handle, partial = _beside(path, tempfile.mkstemp)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
             stream.write(text)
@@ -75,6 +92,28 @@ def write_whole(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file whole, indented."""
     write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Hold a folder, made where it is missing, for one process; first clear away what a killed one left half-written.
+
+    Raises:
+        InputError: another process holds it, or it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(folder, error) from None
+    with _held(folder):
+        for path in [path for path in folder.rglob(".*") if is_half_written(path)]:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        yield
+
+
+def is_half_written(path: Path) -> bool:
+    """Return whether a file or folder has the name of something that a killed process had not finished."""
+    return _HALF_WRITTEN.fullmatch(path.name) is not None
 
 
 def read_json(path: Path) -> Any:
@@ -110,3 +149,34 @@ def inside(folder: Path, name: str) -> Path:
     if steps_out or not path.resolve().is_relative_to(folder.resolve()):
         raise InputError(Fault(source=folder, found=f"the file name {name!r}", allowed="names inside the folder"))
     return path
+
+
+def _beside(target: Path, make: Callable[..., T]) -> T:
+    """Make a hidden neighbor of a target by `mkdtemp` or `mkstemp`."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return make(prefix=f".{target.name}.partial-", dir=target.parent)
+    except OSError as error:
+        raise _unwritable(target, error) from None
+
+
+def _unwritable(path: Path, error: OSError) -> InputError:
+    found = f"a place that cannot be written to ({error.strerror})"
+    return InputError(Fault(source=path, found=found, fix="name another"))
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go however this process ends
+        except BlockingIOError:
+            fix = "wait until it ends, or name another folder"
+            raise InputError(Fault(source=folder, found="a folder that another run is writing to", fix=fix)) from None
+        yield
+    finally:
+        os.close(handle)

@@ -129,6 +129,14 @@ def test_a_killed_run_goes_on_behind_its_last_stage(room, monkeypatch, capsys):
     assert [stage.is_stored for stage in prepared.stages] == [True, True]
 
 
+def test_a_run_killed_at_its_very_first_write_can_be_started_again(room):
+    from compressor.compress import prepare
+
+    (room / "made").mkdir()
+    (room / "made" / ".recipe.yaml.partial-k1ll3d").write_text("teach")
+    prepare(write_recipe(room), room / "made", [])
+
+
 def test_stages_depend_on_settings_seed_and_data(room):
     from compressor.compress import prepare
 

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import stat
 from pathlib import Path
 
 import pytest
 
 from compressor.errors import InputError
-from compressor.storage import inside, read_json, sha256_file, sha256_json, whole_folder, write_json, write_whole
+from compressor.storage import (
+    inside,
+    read_json,
+    sha256_file,
+    sha256_json,
+    sole_writer,
+    whole_folder,
+    write_json,
+    write_whole,
+)
 
 
 def rights(path: Path) -> int:
@@ -188,3 +198,51 @@ def test_links_that_leave_the_folder_are_refused(tmp_path):
     assert inside(folder, "link/a") == folder / "link" / "a"
     (folder / "loose").symlink_to("nowhere")
     assert inside(folder, "loose") == folder / "loose"
+
+
+def test_text_for_a_device_or_a_link_goes_where_it_leads(tmp_path):
+    read, write = os.pipe()
+    write_whole(Path(f"/proc/self/fd/{write}"), "line\n")
+    assert os.read(read, 100) == b"line\n"
+    for handle in (read, write):
+        os.close(handle)
+    (tmp_path / "real.txt").write_text("old")
+    (tmp_path / "link.txt").symlink_to("real.txt")
+    write_whole(tmp_path / "link.txt", "new")
+    assert (tmp_path / "link.txt").is_symlink()
+    assert (tmp_path / "real.txt").read_text() == "new"
+
+
+def test_places_that_cannot_be_written_to_are_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"file/x: found a place that cannot be written to \(.+\); name another"):
+        write_whole(tmp_path / "file" / "x", "text")
+    with pytest.raises(InputError, match="a place that cannot be written to"), whole_folder(tmp_path / "file" / "x"):
+        pass
+    with pytest.raises(InputError, match="a place that cannot be written to"), sole_writer(tmp_path / "file" / "x"):
+        pass
+
+
+def test_what_a_killed_writer_left_is_cleared_away(tmp_path):
+    (tmp_path / "stages").mkdir()
+    for name in ("stages/.1-drop.partial-a1_b2", "stages/.1-drop.old-x"):
+        (tmp_path / name / "inner").mkdir(parents=True)
+    (tmp_path / ".report.json.partial-c3").write_text("{")
+    kept = [tmp_path / ".hidden", tmp_path / ".partial-result", tmp_path / "stages" / "whole.partial"]
+    for path in kept:
+        path.write_text("")
+    with sole_writer(tmp_path):
+        assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(kept)
+        assert not list((tmp_path / "stages").glob(".*"))
+
+
+def test_a_folder_has_one_writer_at_a_time(tmp_path):
+    partial = tmp_path / "out" / ".model.partial-a1"
+    with sole_writer(tmp_path / "out"):
+        partial.mkdir()
+        message = "out: found a folder that another run is writing to"
+        with pytest.raises(InputError, match=message), sole_writer(tmp_path / "out"):
+            pass
+        assert partial.is_dir(), "the second writer cleared away what the first is writing"
+    with sole_writer(tmp_path / "out"):
+        assert not partial.exists()
