@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from compressor.bench.rows import RowSpec
 from compressor.errors import Fault, InputError
+from compressor.gate_settings import STOCK_ONNX, TORCH
 from compressor.ranker.tokenizer_files import TOKENIZER_FILES
 from compressor.storage import whole_folder
 
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
     from compressor.ranker.ranker import Ranker
-
-STOCK_ONNX = "stock_onnx_fp32"
-TORCH = "torch_fp32_padded"
 
 
 def baseline_rows(folder: Path, load_teacher: Callable[[], Ranker], say: Callable[[str], None]) -> list[RowSpec]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from compressor.baselines import STOCK_ONNX, baseline_rows
+from compressor.baselines import baseline_rows
 from compressor.bench.gate import EXIT_CODES, gate_report
 from compressor.bench.gate_flags import gate_settings_from_flags
 from compressor.bench.report import read_report, write_report
@@ -21,8 +20,8 @@ from compressor.console import say
 from compressor.data import load_data
 from compressor.data_reference import DataReference
 from compressor.errors import InputError
-from compressor.gate_settings import BenchSettings
-from compressor.recipe_faults import faults_of
+from compressor.gate_settings import STOCK_ONNX, BenchSettings
+from compressor.recipe_faults import flag_faults
 from compressor.runtime.threads import available_threads
 
 
@@ -107,8 +106,4 @@ def _bench_settings(values: dict[str, Any]) -> BenchSettings:
     try:
         return BenchSettings.model_validate(values)
     except ValidationError as error:
-        flags = {"n_queries": "queries"}
-        raise InputError(
-            replace(fault, where="--" + flags.get(name := fault.where.split(".")[0], name).replace("_", "-"))
-            for fault in faults_of(error, values, BenchSettings, "command line")
-        ) from None
+        raise InputError(flag_faults(error, values, BenchSettings, n_queries="queries")) from None

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import compressor.passes  # noqa: F401  # fills the registry
-from compressor.baselines import STOCK_ONNX, baseline_rows
+from compressor.baselines import baseline_rows
 from compressor.bench.gate import EXIT_CODES, gate_report
+from compressor.bench.quality import parse_measures
 from compressor.bench.report import write_report
 from compressor.bench.rows import RowSpec
 from compressor.bench.run import run_bench
@@ -20,6 +21,7 @@ from compressor.console import say
 from compressor.data import RankingData, check_disjoint, load_data
 from compressor.data_reference import DataReference
 from compressor.errors import EXIT_PASS, Fault, InputError
+from compressor.gate_settings import STOCK_ONNX
 from compressor.measured_card import add_measurement
 from compressor.passes.contract import Need
 from compressor.pipeline import TOKENS_PER_PAIR, Stage, check_recipe, make_plan, make_stages, run_passes
@@ -121,6 +123,10 @@ def check(path: Path, overrides: Sequence[str]) -> tuple[Recipe, list[RankerSpec
                 reference.resolved(path.parent)
         except InputError as error:
             faults += error.faults
+    try:
+        parse_measures(recipe.bench.measures, source=f"{path}: bench.measures")
+    except InputError as error:
+        faults += error.faults
     try:
         shapes = check_recipe(recipe, peek_teacher(recipe.teacher, path.parent), path)
     except InputError as error:

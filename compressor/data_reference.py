@@ -63,9 +63,7 @@ class DataReference(BaseModel):
     @classmethod
     def _depth_is_a_count(cls, value: str) -> str:
         if value.startswith("bm25:") and not _BM25.fullmatch(value):
-            raise ValueError(
-                f"found {value!r}; allowed: bm25, bm25:DEPTH with a whole number from 1, or a TREC run file"
-            )
+            raise ValueError("write bm25, bm25:DEPTH with a whole number from 1, or a TREC run file")
         return value
 
     @model_validator(mode="after")

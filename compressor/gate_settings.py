@@ -6,13 +6,17 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
 from compressor.records import Record
 
 _MEASURE = re.compile(r"[^\W\d]\w*(\([^()]*\))?(@[1-9]\d*)?")
 
+STOCK_ONNX, TORCH = "stock_onnx_fp32", "torch_fp32_padded"
+BASELINES = (STOCK_ONNX, TORCH)  # the rows that every `compress` adds
+
 Agreement = Literal["kendall_tau", "overlap@10"]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 def _measure_name(name: str) -> str:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import NonNegativeInt, SerializeAsAny, ValidationError, field_validator
+from pydantic import Field, SerializeAsAny, ValidationError, field_validator
 
 from compressor.data_reference import DataReference
 from compressor.errors import Fault, InputError, suggest
-from compressor.gate_settings import BenchSettings, GateSettings
+from compressor.gate_settings import BASELINES, BenchSettings, GateSettings
 from compressor.recipe_faults import Path_, dotted, faults_of, shown, unknown_key
 from compressor.records import Record
+from compressor.storage import unreadable
 
 COMMAND_LINE = "command line"
 
@@ -46,13 +47,13 @@ class ExportSettings(Record):
 class Recipe(Record):
     """A whole recipe. ``passes`` holds one settings record per pass, in the user's order, which is law."""
 
-    teacher: str
+    teacher: str = Field(min_length=1)
     data: DataSection = DataSection()
     passes: tuple[SerializeAsAny[Record], ...] = ()
     export: ExportSettings = ExportSettings()
     bench: BenchSettings = BenchSettings()
     gate: GateSettings | None = None
-    seed: NonNegativeInt = 12
+    seed: int = Field(default=12, ge=0, lt=2**32)
 
     def dump(self) -> dict[str, Any]:
         """Return the recipe as plain data, defaults written out; `parse_recipe` reads it back to an equal recipe."""
@@ -82,6 +83,8 @@ def load_recipe(path: Path, catalogue: Mapping[str, type[Record]], overrides: Se
         raise InputError(Fault(source=path, found="no such file", fix="name a recipe file, see recipes/")) from None
     except (IsADirectoryError, UnicodeDecodeError):
         raise InputError(Fault(source=path, found="something that is not a text file", allowed="YAML")) from None
+    except OSError as error:
+        raise unreadable(path, error) from None
     value = _read_yaml(text, path)
     for override in overrides:
         _override(value, override)
@@ -104,9 +107,30 @@ def parse_recipe(value: Any, catalogue: Mapping[str, type[Record]], source: str 
         recipe = Recipe.model_validate(body)
     except ValidationError as error:
         faults = faults_of(error, body, Recipe, source) + faults
+    else:
+        faults += _contradictions(recipe, source)
     if faults or recipe is None:
         raise InputError(faults)
     return recipe.model_copy(update={"passes": passes})
+
+
+def _contradictions(recipe: Recipe, source: str | Path) -> Iterator[Fault]:
+    """Yield what no run of the recipe could measure or decide, so that none finds out at its end."""
+    names = [str(reference) for reference in recipe.data.test]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield Fault(source=source, where="data.test", found=f"{name} twice", fix="take one away")
+    if recipe.gate is None:
+        return
+    if recipe.gate.is_empty:
+        allowed = "max_loss, min_speedup, max_size_mb, min_agreement, max_score_rmse"
+        yield Fault(source=source, where="gate", found="no limits", allowed=allowed)
+    places = [("max_loss", name, recipe.bench.measures, "add it to bench.measures") for name in recipe.gate.max_loss]
+    places += [("min_speedup", name, BASELINES, "") for name in recipe.gate.min_speedup]
+    for limit, name, measured, otherwise in places:
+        if name not in measured:
+            where, found = f"gate.{limit}.{name}", f"'{name}', which is not measured"
+            fix = suggest(name, measured) or otherwise
+            yield Fault(source=source, where=where, found=found, allowed=", ".join(measured), fix=fix)
 
 
 def _parse_passes(
@@ -181,7 +205,9 @@ def _read_yaml(text: str, source: str | Path) -> Any:
         where = f"line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise InputError(Fault(source=source, where=where, found=f"broken YAML: {error.problem}")) from None
     except yaml.YAMLError as error:
-        raise InputError(Fault(source=source, found=f"broken YAML: {error}")) from None
+        raise InputError(Fault(source=source, found=f"broken YAML: {' '.join(str(error).split())}")) from None
+    except RecursionError:
+        raise InputError(Fault(source=source, found="broken YAML: brackets nested too deep")) from None
 
 
 def _override(value: Any, override: str) -> None:
@@ -205,7 +231,9 @@ def _child(value: Any, part: str, source: str, where: str) -> Any:
     if isinstance(value, list):
         return value[_index(value, part, source, where)]
     if isinstance(value, dict):
-        return value.setdefault(part, {})
+        if value.get(part) is None:  # 'gate:' with nothing behind it
+            value[part] = {}
+        return value[part]
     if value is None:
         raise InputError(unknown_key(part, [], source, where))
     raise InputError(Fault(source=source, where=where, found=shown(value), allowed="a path to a mapping or list"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import types
 import typing
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,22 @@ from pydantic import BaseModel, ValidationError
 from compressor.errors import Fault, suggest
 
 Path_ = tuple[str | int, ...]
+
+_SAID = {  # pydantic's kinds of findings in the words of a recipe's author
+    "string_type": "text",
+    "string_too_short": "text that is not empty",
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "dict_type": "a mapping",
+    "tuple_type": "a list",
+    "too_short": "a list that is not empty",
+}
 
 
 def faults_of(
@@ -36,6 +53,21 @@ def faults_of(
         # A branch of a union that fits so far as to fault something inside was the one that was meant.
         if not any(place == deeper[: len(place)] and len(deeper) > len(place) for deeper in places)
     ]
+
+
+def flag_faults(error: ValidationError, values: Any, model: type[BaseModel], **flags: str) -> list[Fault]:
+    """Return the faults of settings that were given as flags.
+
+    Args:
+        error, values, model: as in `faults_of`.
+        flags: setting to flag, where the names differ: ``n_queries="queries"``.
+    """
+    faults = []
+    for fault in faults_of(error, values, model, "command line"):
+        setting, _, name = fault.where.partition(".")
+        flag = "--" + flags.get(setting, setting).replace("_", "-")
+        faults.append(replace(fault, where=flag if not name or name.isdigit() else f"{flag} {name}"))
+    return faults
 
 
 def dotted(path: Path_) -> str:
@@ -86,26 +118,40 @@ def _fault(
 ) -> Fault:
     where = dotted(prefix + place)
     kinds = {finding["type"] for finding in findings}
-    if kinds == {"extra_forbidden"}:
+    if kinds <= {"extra_forbidden", "invalid_key"}:
         known = {name for record in _records_at(model, place[:-1]) for name in record.model_fields}
-        return unknown_key(str(place[-1]), known - set(_at(value, place[:-1])), source, where)
+        return unknown_key(str(place[-1]), known - set(map(str, _at(value, place[:-1]))), source, where)
     if kinds == {"missing"}:
         return Fault(source=source, where=where, found="nothing", allowed="a value: this key is required")
+    if any(finding["loc"][-1] == "[key]" for finding in findings):
+        return _unknown_name(str(place[-1]), findings, source, where)
     found = _at(value, place)
     said = [finding for finding in findings if finding["type"] == "value_error"]  # our own sentences, said as they are
     others = [finding for finding in findings if finding["type"] not in ("value_error", "missing")]
-    allowed = " or ".join(dict.fromkeys(_allowed(finding) for finding in others))
+    records = _records_at(model, place)
+    allowed = " or ".join(dict.fromkeys(_allowed(finding, records) for finding in others))
     words = [word for finding in findings for word in _literals(finding)]
     fix = suggest(found, words) if isinstance(found, str) else ""
     fix = "; ".join([*(str(finding["ctx"]["error"]) for finding in said), *([fix] if fix else [])])
     return Fault(source=source, where=where, found=shown(found), allowed=allowed, fix=fix)
 
 
-def _allowed(finding: Mapping[str, Any]) -> str:
-    if finding["type"] == "literal_error":
+def _unknown_name(name: str, findings: list[Mapping[str, Any]], source: str | Path, where: str) -> Fault:
+    """Return the fault of a key in a mapping whose keys are names: measures, baselines, kinds of agreement."""
+    words = [word for finding in findings for word in _literals(finding)]
+    said = [str(finding["ctx"]["error"]) for finding in findings if finding["type"] == "value_error"]
+    fix = "; ".join(filter(None, [*said, suggest(name, words)]))
+    return Fault(source=source, where=where, found=f"the unknown key '{name}'", allowed=", ".join(words), fix=fix)
+
+
+def _allowed(finding: Mapping[str, Any], records: list[type[BaseModel]]) -> str:
+    kind = finding["type"]
+    if kind == "literal_error":
         return str(finding["ctx"]["expected"])
-    message = str(finding["msg"]).removeprefix("Input should be ")
-    return message.removeprefix("a valid ")
+    if kind in ("model_type", "model_attributes_type"):
+        named = [record for record in records if record.__name__ == finding["ctx"]["class_name"]]
+        return "a mapping of " + ", ".join(name for record in named for name in record.model_fields)
+    return _SAID.get(kind) or str(finding["msg"]).removeprefix("Input should be ")
 
 
 def _literals(finding: Mapping[str, Any]) -> list[str]:

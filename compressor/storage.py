@@ -107,7 +107,7 @@ def sole_writer(folder: Path) -> Iterator[None]:
         raise _unwritable(folder, error) from None
     with _held(folder):
         for path in [path for path in folder.rglob(".*") if is_half_written(path)]:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)  # gone with the folder around it
         yield
 
 

@@ -76,6 +76,7 @@ def test_there_are_recipes():
         ("passes.0.drop_layers.keep=[0, 1]", lambda recipe: recipe.passes[0].keep, (0, 1)),
         ("teacher=some/folder", lambda recipe: recipe.teacher, "some/folder"),
         ("gate.max_size_mb=40", lambda recipe: recipe.gate.max_size_mb, 40),
+        ("export.portable=true", lambda recipe: recipe.export.portable, True),
         ("passes=[]", lambda recipe: recipe.passes, ()),
     ],
 )
@@ -91,7 +92,7 @@ FAULTY = [
     ("teacher: !!python/object:os.system x", ["r.yaml: line 1: found broken YAML: could not determine a constructor "
       "for the tag 'tag:yaml.org,2002:python/object:os.system'"]),
     ("passes: []", ["r.yaml: teacher: found nothing; allowed: a value: this key is required"]),
-    ("teacher: 3", ["r.yaml: teacher: found 3; allowed: string"]),
+    ("teacher: 3", ["r.yaml: teacher: found 3; allowed: text"]),
     ("teacher: packaged\nseed: -1", ["r.yaml: seed: found -1; allowed: greater than or equal to 0"]),
     ("teacher: packaged\npases: []", ["r.yaml: pases: found the unknown key 'pases'; allowed: bench, data, export, "
       "gate, passes, seed; did you mean 'passes'?"]),
@@ -111,8 +112,33 @@ FAULTY = [
     ("teacher: packaged\npasses: [{drop_layers: {keep: {layers: 6, pairs: 3}}}]", ["r.yaml: "
       "passes.0.drop_layers.keep.pairs: found the unknown key 'pairs'; allowed: n_pairs; did you mean 'n_pairs'?"]),
     ("teacher: packaged\nbench: {candidates: 0}", ["r.yaml: bench.candidates: found 0; allowed: greater than 0"]),
-    ("teacher: packaged\nbench: {candidates: ten}", ["r.yaml: bench.candidates: found 'ten'; allowed: integer, unable "
-      "to parse string as an integer"]),
+    ("teacher: packaged\nbench: {candidates: ten}", ["r.yaml: bench.candidates: found 'ten'; allowed: a whole number"]),
+    ("teacher: ''", ["r.yaml: teacher: found ''; allowed: text that is not empty"]),
+    ("teacher: packaged\nbench:", ["r.yaml: bench: found nothing; allowed: a mapping of threads, candidates, measures, "
+      "n_queries, rounds, warmup_queries, time_budget_s, padded_batch_pairs, seed"]),
+    ("teacher: packaged\nbench: {threads: 1, 2: 3}", ["r.yaml: bench.threads: found 1; allowed: a list",
+      "r.yaml: bench.2: found the unknown key '2'; allowed: candidates, measures, n_queries, padded_batch_pairs, "
+      "rounds, seed, time_budget_s, warmup_queries"]),
+    ("teacher: packaged\nbench: {threads: []}", ["r.yaml: bench.threads: found []; allowed: a list that is not empty"]),
+    ("teacher: packaged\nbench: {time_budget_s: .inf}", ["r.yaml: bench.time_budget_s: found inf; allowed: a finite "
+      "number"]),
+    ("teacher: packaged\nseed: 99999999999", ["r.yaml: seed: found 99999999999; allowed: less than 4294967296"]),
+    ("teacher: packaged\nexport: {portable: maybe}", ["r.yaml: export.portable: found 'maybe'; allowed: true or "
+      "false"]),
+    ("teacher: packaged\ngate: {max_loss: 1%}", ["r.yaml: gate.max_loss: found '1%'; allowed: a mapping"]),
+    ("teacher: packaged\ngate: {min_agreement: {kendal_tau: 1}}", ["r.yaml: gate.min_agreement.kendal_tau: found the "
+      "unknown key 'kendal_tau'; allowed: kendall_tau, overlap@10; did you mean 'kendall_tau'?"]),
+    ("teacher: packaged\ngate: {}", ["r.yaml: gate: found no limits; allowed: max_loss, min_speedup, max_size_mb, "
+      "min_agreement, max_score_rmse"]),
+    ("teacher: packaged\ngate: {max_loss: {AP: 1%}, min_speedup: {stock_onxx: 2}}", ["r.yaml: gate.max_loss.AP: found "
+      "'AP', which is not measured; allowed: nDCG@10, RR@10; add it to bench.measures", "r.yaml: "
+      "gate.min_speedup.stock_onxx: found 'stock_onxx', which is not measured; allowed: stock_onnx_fp32, "
+      "torch_fp32_padded; did you mean 'stock_onnx_fp32'?"]),
+    ("teacher: packaged\ndata: {test: [api-docs/test, api-docs/test]}", ["r.yaml: data.test: found api-docs/test "
+      "twice; take one away"]),
+    ("teacher: \0", ["r.yaml: found broken YAML: unacceptable character #x0000: special characters are not allowed in "
+      '"<unicode string>", position 9']),
+    ("teacher: " + "[" * 5000, ["r.yaml: found broken YAML: brackets nested too deep"]),
     ("teacher: packaged\nexport: {int8: true}", ["r.yaml: export.int8: found the unknown key 'int8'; allowed: "
       "int8_companion, portable; did you mean 'int8_companion'?"]),
 ]  # fmt: skip
@@ -125,10 +151,10 @@ def test_each_fault_has_its_message(tmp_path, text, expected):
 
 def test_a_wrong_union_names_all_that_is_allowed(tmp_path):
     (fault,) = faults(tmp_path, "teacher: packaged\npasses: [{drop_layers: {keep: every_othr}}]")
-    assert fault.startswith("r.yaml: passes.0.drop_layers.keep: found 'every_othr'; allowed: ")
-    assert "tuple" in fault
-    assert "'every_other'" in fault
-    assert fault.endswith("did you mean 'every_other'?")
+    assert fault == (
+        "r.yaml: passes.0.drop_layers.keep: found 'every_othr'; allowed: a list or 'every_other' or a mapping of "
+        "layers, n_pairs; did you mean 'every_other'?"
+    )
 
 
 def test_all_faults_come_at_once(tmp_path):

@@ -227,6 +227,7 @@ def test_what_a_killed_writer_left_is_cleared_away(tmp_path):
     (tmp_path / "stages").mkdir()
     for name in ("stages/.1-drop.partial-a1_b2", "stages/.1-drop.old-x"):
         (tmp_path / name / "inner").mkdir(parents=True)
+        (tmp_path / name / ".spec.json.partial-d4").write_text("{")
     (tmp_path / ".report.json.partial-c3").write_text("{")
     kept = [tmp_path / ".hidden", tmp_path / ".partial-result", tmp_path / "stages" / "whole.partial"]
     for path in kept:

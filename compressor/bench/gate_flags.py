@@ -9,12 +9,14 @@ from pydantic import ValidationError
 
 from compressor.errors import Fault, InputError
 from compressor.gate_settings import GateSettings
+from compressor.recipe_faults import flag_faults
 
 _FORMS = {
     "max_loss": "MEASURE=MARGIN, such as nDCG@10=1% or RR@10=0.005",
     "min_speedup": "BASELINE=RATIO, such as stock_onnx_fp32=3",
     "min_agreement": "kendall_tau=SHARE or overlap@10=SHARE",
 }
+_LIMITS = (*_FORMS, "max_size_mb", "max_score_rmse")
 
 
 def gate_settings_from_flags(
@@ -44,18 +46,12 @@ def gate_settings_from_flags(
     try:
         read = GateSettings.model_validate(settings)
     except ValidationError as error:
-        faults += [_fault(one) for one in error.errors()]
+        faults += flag_faults(error, settings, GateSettings)
+    if not faults and read.is_empty:
+        faults.append(Fault(source="command line", found="no limits", allowed=", ".join(map(_flag, _LIMITS))))
     if faults:
         raise InputError(faults)
     return read
-
-
-def _fault(error: Any) -> Fault:
-    field, *place = [str(part) for part in error["loc"] if part != "[key]"]
-    name = f"{place[0]}={error['input']}" if place and place[0] != error["input"] else str(error["input"])
-    return Fault(
-        source="command line", where=_flag(field), found=repr(name), allowed=error["msg"].removeprefix("Value error, ")
-    )
 
 
 def _flag(field: str) -> str:

@@ -28,9 +28,22 @@ def test_all_faulty_flags_are_named():
         "command line: --max-loss: found 'nDCG@10'; allowed: MEASURE=MARGIN, such as nDCG@10=1% or RR@10=0.005",
         "command line: --max-loss: found '=1%'; allowed: MEASURE=MARGIN, such as nDCG@10=1% or RR@10=0.005",
         "command line: --max-loss: found 'AP' twice",
-        "command line: --max-loss: found 'RR@10=5'; allowed: 5 is outside 0 to 1 (0% to 100%); did you mean '5%'?",
-        "command line: --min-speedup: found 'stock_onnx_fp32=fast'; allowed: Input should be a valid number, unable to "
-        "parse string as a number",
-        "command line: --max-size-mb: found '-1'; allowed: Input should be greater than 0",
-        "command line: --min-agreement: found 'pearson'; allowed: Input should be 'kendall_tau' or 'overlap@10'",
+        "command line: --max-loss RR@10: found '5'; 5 is outside 0 to 1 (0% to 100%); did you mean '5%'?",
+        "command line: --min-speedup stock_onnx_fp32: found 'fast'; allowed: a number",
+        "command line: --max-size-mb: found -1; allowed: greater than 0",
+        "command line: --min-agreement pearson: found the unknown key 'pearson'; allowed: kendall_tau, overlap@10",
     ]
+
+
+def test_a_gate_without_limits_is_refused():
+    message = (
+        "command line: found no limits; allowed: --max-loss, --min-speedup, --min-agreement, --max-size-mb, "
+        "--max-score-rmse"
+    )
+    with pytest.raises(InputError, match=message):
+        gate_settings_from_flags()
+
+
+def test_a_limit_without_end_is_no_limit():
+    with pytest.raises(InputError, match="command line: --max-size-mb: found inf; allowed: a finite number"):
+        gate_settings_from_flags(max_size_mb=float("inf"))
