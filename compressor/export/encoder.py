@@ -22,7 +22,7 @@ def write_graph(spec: RankerSpec, weights: Weights, dialect: Dialect = "ort") ->
         dialect: ``ort`` for ONNX Runtime's fused ops, ``portable`` for standard ops alone.
 
     Returns:
-        A model with inputs ``input_ids``, ``attention_mask`` and, where the spec has segments, ``token_type_ids``
+        A model with inputs ``input_ids``, ``attention_mask`` and, where the spec has two segments, ``token_type_ids``
         (int64 ``[batch, sequence]``), and the float32 output ``logits`` ``[batch, 1]`` or ``embedding``
         ``[batch, width]``.
     """
@@ -51,7 +51,8 @@ def embeddings(graph: Graph, spec: EmbeddingsSpec, weights: Weights, layout: Lay
         )  # fmt: skip
         values = graph.node("Add", [values, found], "embeddings.placed")
     if spec.segments:
-        ids = _packed_ids(graph, layout, "token_type_ids")
+        # RoBERTa has one segment, and some consumers give its graph no third input.
+        ids = _packed_ids(graph, layout, "token_type_ids") if spec.segments.rows > 1 else graph.int_scalar(0)
         found = table(graph, "embeddings.segments", "embeddings.segments", spec.segments, weights, ids)
         values = graph.node("Add", [values, found], "embeddings.segmented")
     values = norm(graph, "embeddings.norm", "embeddings.norm", spec.norm, weights, values)
@@ -62,8 +63,9 @@ def embeddings(graph: Graph, spec: EmbeddingsSpec, weights: Weights, layout: Lay
 
 
 def input_names(spec: RankerSpec) -> list[str]:
-    """Return the names of the graph's inputs."""
-    return ["input_ids", "attention_mask"] + (["token_type_ids"] if spec.embeddings.segments else [])
+    """Return the names of the graph's inputs; one segment alone needs no third."""
+    segments = spec.embeddings.segments
+    return ["input_ids", "attention_mask"] + (["token_type_ids"] if segments and segments.rows > 1 else [])
 
 
 def _packed_ids(graph: Graph, layout: Layout, name: str) -> str:

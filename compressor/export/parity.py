@@ -109,7 +109,7 @@ def check_parity(ranker: Ranker, path: Path, batches: Sequence[dict[str, np.ndar
             f"{largest:.3g} (allowed {allowed_max:.3g}), by {rms:.3g} in the mean (allowed {allowed_rms:.3g})"
         )
     if found.shape[1] == 1:
-        _check_order(path.name, expected[:, 0], found[:, 0], near=2 * allowed_max)
+        check_order(path.name, expected[:, 0], found[:, 0], near=2 * allowed_max)
     return parity, found
 
 
@@ -146,7 +146,7 @@ def torch_results(ranker: Ranker, batches: Sequence[dict[str, np.ndarray]]) -> n
         return np.concatenate([ranker.module(**batch).float().numpy() for batch in inputs])
 
 
-def _check_order(name: str, expected: np.ndarray, found: np.ndarray, near: float) -> None:
+def check_order(name: str, expected: np.ndarray, found: np.ndarray, near: float) -> None:
     """Refuse a first `TOP` in which a row stands before one that the reference scores higher by more than ``near``."""
     best = np.argsort(-found, kind="stable")[:TOP]
     for place, row in enumerate(best):
