@@ -79,6 +79,8 @@ def test_old_runtimes_know_all_that_the_default_graph_uses(spec):
     assert versions == {"": 17, "com.microsoft": 1}
     assert model.ir_version == 8
     assert {node.op_type for node in model.graph.node if node.domain == "com.microsoft"} <= KNOWN_FUSED
+    norms = [node for node in model.graph.node if node.op_type == "LayerNormalization"]
+    assert all(len(node.input) == 3 for node in norms)  # version 1.18 aborts on a norm without bias
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
