@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import yaml
+
 from compressor import __version__
 from compressor.errors import Fault, InputError, RunError
 from compressor.passes import Pass, PlanError, Promise, Supply
@@ -133,7 +135,7 @@ def run_passes(
         say(f"resuming behind {stages[done - 1].step.verb}: {done} of {len(stages)} passes are stored")
     ranker = results[-1] if done else load_teacher()
     for stage in stages[done:]:
-        say(f"{stage.step.verb} {_settings_text(stage.step)}")
+        say(f"{stage.step.verb} {_settings_text(stage.step)}".rstrip())
         ranker = _run(stage, ranker, load, seed)
         promises += _made(stage, ranker)
         _check_promises(promises, ranker, stage.step.verb)
@@ -207,5 +209,7 @@ def _placed(recipe: Recipe) -> Iterable[tuple[str, Pass]]:
 
 
 def _settings_text(step: Pass) -> str:
-    """Return the settings that the user wrote; all of them stand in the resolved recipe."""
-    return ", ".join(f"{key}: {value}" for key, value in step.model_dump(mode="json", exclude_unset=True).items())
+    """Return the settings that the user wrote, as YAML; all of them stand in the resolved recipe."""
+    written = step.model_dump(mode="json", exclude_unset=True)
+    flow = yaml.safe_dump(written, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10**6)
+    return flow.strip().removeprefix("{").removesuffix("}")
