@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from compressor import __version__
-from compressor.errors import EXIT_BAD_INPUT, EXIT_RUN_FAILED, RankpressError
+from compressor.errors import EXIT_BAD_INPUT, EXIT_PASS, EXIT_RUN_FAILED, RankpressError
 
 app = typer.Typer(
     name="rankpress",
@@ -156,20 +156,25 @@ def _root(
 # Typer exits with 2 on a mistyped flag, which here would say "undecided"; all bad input is 3.
 _UsageError: Any = typer.BadParameter.__base__
 
+_INTERRUPTED = 130  # the shell's custom: 128 + SIGINT
+
 
 def main() -> NoReturn:
     """Run the command and leave with its exit code."""
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        code = app(standalone_mode=False) or EXIT_PASS
+        if code == _INTERRUPTED:  # Typer makes this of an interrupt, without a word
+            raise KeyboardInterrupt
+        sys.exit(code)
     except _UsageError as error:
         print(f"error: command line: {error.format_message()}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
     except RankpressError as error:
         print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
         sys.exit(error.exit_code)
-    except (typer.Abort, KeyboardInterrupt):  # Typer makes the one of the other
+    except (typer.Abort, KeyboardInterrupt):
         print("interrupted; a compress run continues where it stopped when started again", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(_INTERRUPTED)
     except OSError as error:  # a full disk, a folder that vanished, missing rights: nothing of ours to debug
         place = f"{error.filename}: " if error.filename else ""
         print(f"error: {place}{error.strerror or error}", file=sys.stderr)

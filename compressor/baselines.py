@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
     from compressor.ranker.ranker import Ranker
+    from compressor.ranker.spec import RankerSpec
 
 
 def baseline_rows(folder: Path, load_teacher: Callable[[], Ranker], say: Callable[[str], None]) -> list[RowSpec]:
@@ -53,18 +54,30 @@ def baseline_rows(folder: Path, load_teacher: Callable[[], Ranker], say: Callabl
     ]
 
 
-def _make(folder: Path, teacher: Ranker) -> None:
-    from compressor.families import can_be_stock, stock_checkpoint
+def refuse_without_stock(spec: RankerSpec) -> None:
+    """Refuse a teacher that transformers cannot load, for its baselines could not be made.
 
-    reason = can_be_stock(teacher.spec)
+    Raises:
+        InputError: says what stands in the way.
+    """
+    from compressor.families import can_be_stock
+
+    reason = can_be_stock(spec)
     if reason:
         raise InputError(
             Fault(
                 source="teacher",
                 found=f"a ranker without a stock form ({reason})",
                 allowed="a checkpoint that transformers loads: baselines are made of it",
+                fix="start from the stock teacher, or leave data.test away and use 'rankpress bench'",
             )
         )
+
+
+def _make(folder: Path, teacher: Ranker) -> None:
+    from compressor.families import stock_checkpoint
+
+    refuse_without_stock(teacher.spec)
     with whole_folder(folder) as partial:
         stock_checkpoint(teacher, partial / "checkpoint")
         export_stock(partial / "checkpoint", partial / "stock_onnx")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,21 @@ from pydantic import ValidationError
 from compressor.baselines import baseline_rows
 from compressor.bench.gate import EXIT_CODES, gate_report
 from compressor.bench.gate_flags import gate_settings_from_flags
+from compressor.bench.quality import parse_measures
 from compressor.bench.report import read_report, write_report
 from compressor.bench.rows import RowSpec
 from compressor.bench.run import run_bench
 from compressor.bench.terminal import print_report, print_verdict
 from compressor.compress import check
 from compressor.console import say
-from compressor.data import load_data
+from compressor.data import RankingData, load_data
 from compressor.data_reference import DataReference
-from compressor.errors import InputError
+from compressor.errors import Fault, InputError
 from compressor.gate_settings import STOCK_ONNX, BenchSettings
 from compressor.recipe_faults import flag_faults
+from compressor.runtime.folder import choose_onnx_file
 from compressor.runtime.threads import available_threads
+from compressor.storage import check_folder_to_write
 
 
 def validate(recipes: Sequence[Path], overrides: Sequence[str]) -> None:
@@ -59,7 +63,7 @@ def bench(
     """
     wanted = {**settings, "measures": _words(measures), "threads": _words(threads) or [str(available_threads())]}
     checked = _bench_settings(wanted)
-    data = [load_data(_reference(text).resolved(Path()), depth=checked.candidates) for text in references]
+    data = _checked_input(folders, references, out, checked)
     rows = [RowSpec(name=name, folder=folder) for name, folder in zip(_names(folders), folders, strict=True)]
     if teacher:
         rows = [*_baselines(teacher, out), *rows]
@@ -92,8 +96,35 @@ def _words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
-def _reference(text: str) -> DataReference:
-    return DataReference.model_validate(text)
+def _checked_input(
+    folders: Sequence[Path], references: Sequence[str], out: Path, settings: BenchSettings
+) -> list[RankingData]:
+    """Load the data, once every folder is known to hold a graph; all faults at once."""
+    faults: list[Fault] = []
+    data: list[RankingData] = []
+    checks: list[Callable[[], object]] = [
+        *(partial(choose_onnx_file, folder) for folder in folders),
+        partial(check_folder_to_write, out),
+        partial(parse_measures, settings.measures, source="command line: --measures"),
+        *(partial(lambda text: data.append(_load(text, settings.candidates)), text) for text in references),
+    ]
+    for check_ in checks:
+        try:
+            check_()
+        except InputError as error:
+            faults += error.faults
+    if faults:
+        raise InputError(faults)
+    return data
+
+
+def _load(text: str, depth: int) -> RankingData:
+    try:
+        reference = DataReference.model_validate(text)
+    except ValidationError as error:
+        said = [one["msg"].removeprefix("Value error, ") for one in error.errors()]
+        raise InputError(Fault(source="command line", where="--data", found=repr(text), fix="; ".join(said))) from None
+    return load_data(reference.resolved(Path()), depth=depth)
 
 
 def _names(folders: Sequence[Path]) -> list[str]:

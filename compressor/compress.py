@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import compressor.passes  # noqa: F401  # fills the registry
-from compressor.baselines import baseline_rows
+from compressor.baselines import baseline_rows, refuse_without_stock
 from compressor.bench.gate import EXIT_CODES, gate_report
 from compressor.bench.quality import parse_measures
 from compressor.bench.report import write_report
@@ -30,7 +31,7 @@ from compressor.ranker.cost import macs, parameters
 from compressor.ranker.spec import RankerSpec
 from compressor.recipe import Recipe, load_recipe
 from compressor.registry import registered
-from compressor.storage import is_half_written, sole_writer, write_whole
+from compressor.storage import check_folder_to_write, is_half_written, sole_writer, write_whole
 
 if TYPE_CHECKING:
     from compressor.ranker.ranker import Ranker
@@ -129,6 +130,8 @@ def check(path: Path, overrides: Sequence[str]) -> tuple[Recipe, list[RankerSpec
         faults += error.faults
     try:
         shapes = check_recipe(recipe, peek_teacher(recipe.teacher, path.parent), path)
+        if recipe.data.test:
+            refuse_without_stock(shapes[0])
     except InputError as error:
         faults += error.faults
     if faults:
@@ -166,8 +169,14 @@ def run(prepared: Prepared) -> int:
         InputError: another process is writing to the output folder, or nobody can.
         RunError: a pass or the export failed; stages that were finished stay stored.
     """
-    with sole_writer(prepared.out):
-        return _run(prepared)
+    is_new = not prepared.out.exists()
+    try:
+        with sole_writer(prepared.out):
+            return _run(prepared)
+    except InputError:
+        if is_new and not any(prepared.out.glob("stages/*")):
+            shutil.rmtree(prepared.out)  # bad input leaves nothing behind; finished stages stay
+        raise
 
 
 def _run(prepared: Prepared) -> int:
@@ -236,10 +245,7 @@ def _history(ranker: Ranker, prepared: Prepared) -> list[HistoryEntry]:
 
 
 def _check_output(out: Path) -> None:
-    existing = next(path for path in (out, *out.absolute().parents) if path.exists())
-    if not existing.is_dir():
-        allowed = "a folder, or a name that is free"
-        raise InputError(Fault(source=existing, found="a file", allowed=allowed, fix="name another with --out"))
+    check_folder_to_write(out)
     entries = sorted(out.iterdir()) if out.is_dir() else []
     foreign = [entry.name for entry in entries if not is_half_written(entry)]
     if foreign and not (out / RESOLVED).is_file():

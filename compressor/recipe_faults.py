@@ -66,7 +66,8 @@ def flag_faults(error: ValidationError, values: Any, model: type[BaseModel], **f
     for fault in faults_of(error, values, model, "command line"):
         setting, _, name = fault.where.partition(".")
         flag = "--" + flags.get(setting, setting).replace("_", "-")
-        faults.append(replace(fault, where=flag if not name or name.isdigit() else f"{flag} {name}"))
+        where = flag if not name or name.isdigit() else f"{flag} {name}"
+        faults.append(replace(fault, where=where if setting else ""))
     return faults
 
 
@@ -123,7 +124,7 @@ def _fault(
         return unknown_key(str(place[-1]), known - set(map(str, _at(value, place[:-1]))), source, where)
     if kinds == {"missing"}:
         return Fault(source=source, where=where, found="nothing", allowed="a value: this key is required")
-    if any(finding["loc"][-1] == "[key]" for finding in findings):
+    if any(finding["loc"][-1:] == ("[key]",) for finding in findings):
         return _unknown_name(str(place[-1]), findings, source, where)
     found = _at(value, place)
     said = [finding for finding in findings if finding["type"] == "value_error"]  # our own sentences, said as they are

@@ -111,6 +111,20 @@ def sole_writer(folder: Path) -> Iterator[None]:
         yield
 
 
+def check_folder_to_write(folder: Path) -> None:
+    """Refuse a place where no folder can be made or written to, before there is anything to write.
+
+    Raises:
+        InputError: names the file or the closed folder that stands in the way.
+    """
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        allowed = "a folder, or a name that is free"
+        raise InputError(Fault(source=existing, found="a file", allowed=allowed, fix="name another"))
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(Fault(source=existing, found="a folder without the right to write", fix="name another"))
+
+
 def is_half_written(path: Path) -> bool:
     """Return whether a file or folder has the name of something that a killed process had not finished."""
     return _HALF_WRITTEN.fullmatch(path.name) is not None

@@ -52,10 +52,20 @@ FLAGS = [
     (["bench", "folder", "--data", "api-docs/test", "--rounds", "x"], "Invalid value for '--rounds'"),
     (["bench", "folder", "--data", "api-docs/test", "--threads", "two"], "--threads: found"),
     (["bench", "folder", "--data", "api-docs/test", "--threads", "0"], "--threads: found"),
+    (["bench", "folder", "--data", "api-docs/test", "--threads", "1,1"], "threads names a value twice: 1, 1"),
     (["bench", "folder", "--data", "api-docs/test", "--measures", "n DCG"], "--measures: found"),
     (["bench", "folder", "--data", "api-docs/tset"], "did you mean 'test'?"),
     (["bench", "folder", "--data", "api-dosc/test"], "did you mean 'api-docs'?"),
     (["bench", "folder", "--data", "no/such/collection"], "no collection at"),
+    (["bench", "folder", "--data", ""], "command line: --data: found ''; String should have at least 1 character"),
+    (["bench", "no-such-folder", "--data", "api-docs/tset"], "no-such-folder: found no such folder"),
+    (["bench", "no-such-folder", "--data", "api-docs/tset"], "did you mean 'test'?"),
+    (["bench", "empty-folder", "--data", "api-docs/tset"], "empty-folder: found no ONNX file"),
+    (
+        ["bench", "folder", "--data", "api-docs/tset", "--out", "other.json"],
+        "other.json: found a file; allowed: a folder",
+    ),
+    (["bench", "folder", "--data", "api-docs/tset", "--measures", "nope@10"], "--measures: nope@10: found no measure"),
     (["gate"], "Missing argument 'REPORT'"),
     (["gate", "absent.json", "--max-loss", "nDCG@10=1%"], "absent.json: found no such file"),
     (["gate", "broken.json", "--max-loss", "nDCG@10=1%"], "broken.json: line 1: found broken JSON"),
@@ -65,6 +75,11 @@ FLAGS = [
     (["rank", "empty-folder"], "empty-folder"),
     (["rank", "empty-folder", "--top-k", "0"], "Invalid value for '--top-k'"),
     (["rank", "empty-folder", "--format", "xml"], "xml"),
+    (["rank", "empty-folder", "--output", "other.json/run.trec"], "other.json: found a file; allowed: a folder"),
+    (["gate", "other.json"], "command line: found no limits; allowed: --max-loss"),
+    (["gate", "other.json", "--max-loss", "nDCG@10"], "--max-loss: found 'nDCG@10'; allowed: MEASURE=MARGIN"),
+    (["gate", "other.json", "--max-size-mb", "big"], "Invalid value for '--max-size-mb'"),
+    (["gate", "other.json", "--min-speedup", "stock_onnx_fp32=0"], "--min-speedup stock_onnx_fp32: found '0'"),
 ]
 
 
@@ -136,6 +151,20 @@ def test_all_recipes_are_judged_before_validate_gives_up(run, tmp_path):
     code, _, err = run("validate", "one.yaml", "two.yaml")
     assert code == 3
     assert err.count("teacher: found nothing") == 2
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, OSError(28, "No space left on device", "runs/x")])
+def test_interruptions_and_full_disks_are_no_tracebacks(run, monkeypatch, interruption):
+    def fail(*arguments):
+        raise interruption
+
+    monkeypatch.setattr("compressor.commands.validate", fail)
+    code, _, err = run("validate", "r.yaml")
+    assert (code, err.strip().splitlines()[-1]) == (
+        (130, "interrupted; a compress run continues where it stopped when started again")
+        if interruption is KeyboardInterrupt
+        else (4, "error: runs/x: No space left on device")
+    )
 
 
 def test_help_and_version_are_not_errors(run):

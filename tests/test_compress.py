@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 
 import cli
 import compressor.pipeline as pipeline
@@ -135,6 +136,16 @@ def test_a_run_killed_at_its_very_first_write_can_be_started_again(room):
     (room / "made").mkdir()
     (room / "made" / ".recipe.yaml.partial-k1ll3d").write_text("teach")
     prepare(write_recipe(room), room / "made", [])
+
+
+def test_a_teacher_that_turns_out_bad_leaves_no_folder(room, monkeypatch, capsys):
+    path = room / "teacher" / "model.safetensors"
+    tensors = load_file(path)
+    tensors["classifier.weight"].fill_(float("nan"))
+    save_file(tensors, path)
+    assert rankpress(monkeypatch, "compress", write_recipe(room), "--out", "made") == 3
+    assert "teacher: head.output.weight: found 16 NaN or infinite weights" in capsys.readouterr().err
+    assert not (room / "made").exists()
 
 
 def test_stages_depend_on_settings_seed_and_data(room):

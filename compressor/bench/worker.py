@@ -2,8 +2,8 @@
 
 Requests: ``{"do": "load", ...}`` (see `engines.open_engine`), ``{"do": "score", "pairs": [[query, document], ...]}``
 (one query's pairs, timed), ``{"do": "score_in_one_batch", "pairs": ...}``, ``{"do": "memory"}``. The process ends when
-its input does. A reply is ``{"ok": {...}}`` or ``{"error": {"kind": "input" | "run", "message": ...}}``. Texts travel
-outside the timed region.
+its input does. A reply is ``{"ok": {...}}``, ``{"error": {"message": ...}}`` or, for bad input, ``{"error": {"faults":
+[{"source", "where", "found", "allowed", "fix"}, ...]}}``. Texts travel outside the timed region.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -32,10 +33,12 @@ def serve(requests: TextIO, replies: TextIO, opener: OpenEngine = open_engine) -
             else:
                 reply = _answer(engine, request)
             message: dict[str, Any] = {"ok": reply}
+        except InputError as error:
+            message = {"error": {"faults": [{**asdict(fault), "source": str(fault.source)} for fault in error.faults]}}
         except RankpressError as error:
-            message = {"error": {"kind": "input" if isinstance(error, InputError) else "run", "message": str(error)}}
+            message = {"error": {"message": str(error)}}
         except Exception as error:  # noqa: BLE001 - whatever a foreign model raises must reach the parent by name
-            message = {"error": {"kind": "run", "message": f"{type(error).__name__}: {error}"}}
+            message = {"error": {"message": f"{type(error).__name__}: {error}"}}
         replies.write(json.dumps(message) + "\n")
         replies.flush()
 

@@ -108,10 +108,11 @@ class WorkerProcess:
         if "error" not in reply:
             answer: dict[str, Any] = reply["ok"]
             return answer
-        message = reply["error"]["message"]
-        if reply["error"]["kind"] == "input":
-            raise InputError(Fault(source=f"row {self.row.name!r}", found=message))
-        raise RunError(f"row {self.row.name!r}: {message}")
+        error = reply["error"]
+        if "faults" in error:
+            row = f"row {self.row.name!r}"
+            raise InputError(Fault(**{**fault, "source": f"{row}: {fault['source']}"}) for fault in error["faults"])
+        raise RunError(f"row {self.row.name!r}: {error['message']}")
 
     def _last_words(self) -> str:
         code = self._process.wait()

@@ -88,9 +88,8 @@ class CheckpointSource:
 
     def _limited(self, spec: RankerSpec, folder: Path) -> RankerSpec:
         """Cut the longest row to what the tokenizer's files say."""
-        files = _contents(folder, "tokenizer.json", *SETTINGS_FILES) | _contents(self.folder, "modules.json")
-        if "tokenizer.json" not in files:
-            return spec
+        files = read_tokenizer_files(folder)
+        files |= _contents(folder, *SETTINGS_FILES) | _contents(self.folder, "modules.json")
         tokenizer = PairTokenizer.from_files(files, source=folder)
         return spec.changed(max_length=min(spec.max_length, tokenizer.max_length))
 

@@ -35,6 +35,7 @@ def load_teacher(reference: str, base: Path) -> Ranker:
     """
     start = time.monotonic()
     ranker, notes = _source(reference, base, with_weights=True).read()
+    _check_finite(ranker, reference)
     record = StageRecord(
         verb="import",
         settings={"teacher": reference},
@@ -61,6 +62,22 @@ def teacher_fingerprint(reference: str, base: Path) -> str:
     """
     files = _source(reference, base, with_weights=True).files()
     return sha256_json([_IMPORT_VERSION, sorted([path.name, sha256_file(path)] for path in files)])
+
+
+def _check_finite(ranker: Ranker, reference: str) -> None:
+    faults = [
+        Fault(
+            source="teacher",
+            where=name,
+            found=f"{int(n_broken)} NaN or infinite weights in {reference}",
+            allowed="finite numbers",
+            fix="take a checkpoint from before its training diverged",
+        )
+        for name, tensor in ranker.weights.items()
+        if (n_broken := (~tensor.isfinite()).sum())
+    ]
+    if faults:
+        raise InputError(faults)
 
 
 def _source(reference: str, base: Path, *, with_weights: bool) -> Source:
@@ -99,6 +116,8 @@ def _folder(path: Path) -> Source:
     if (path / "rankpress.json").is_file() and not has_weights:
         fix = "give the last folder under stages/ of its run: that is the same ranker with its float weights"
         raise InputError(Fault(source=path, found="an exported folder without model.safetensors", fix=fix))
+    if not graphs and not any((path / name).is_file() for name in ("config.json", "modules.json")):
+        raise InputError(Fault(source=path, found="a folder without config.json", allowed=_ALLOWED))
     if graphs and not has_weights:
         return OnnxFile(path=graphs[0], folder=path)
     return CheckpointSource(folder=path)

@@ -17,7 +17,7 @@ from compressor.errors import Fault, InputError, suggest
 from compressor.progress import progress
 from compressor.runtime.rank_requests import RankRequest, read_requests
 from compressor.runtime.ranker import EncodedSides, OnnxRanker, Ranked, ranked
-from compressor.storage import write_whole
+from compressor.storage import check_folder_to_write, write_whole
 
 OUTPUT_FORMATS = ("trec", "jsonl")
 _INPUT_FORMATS: dict[str, Literal["jsonl", "tsv"]] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".tsv": "tsv"}
@@ -121,6 +121,11 @@ def _argument_faults(
         faults.append(Fault(source=input_path, found="a folder", allowed="a JSONL or TSV file"))
     if output_path is not None and output_path.is_dir():
         faults.append(Fault(source=output_path, found="a folder", allowed="the name of the file to write"))
+    elif output_path is not None:
+        try:
+            check_folder_to_write(output_path.parent)
+        except InputError as error:
+            faults += error.faults
     if format not in OUTPUT_FORMATS:
         allowed = ", ".join(OUTPUT_FORMATS)
         faults.append(Fault(source="format", found=repr(format), allowed=allowed, fix=suggest(format, OUTPUT_FORMATS)))

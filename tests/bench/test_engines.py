@@ -83,7 +83,7 @@ def _write_two_labels(folder: Path) -> None:
 
 
 def test_a_missing_graph_is_bad_input_that_names_row_and_folder(stock_folder):
-    with pytest.raises(InputError, match=r"row 'stock': found .*model: found no ONNX file"):
+    with pytest.raises(InputError, match=r"row 'stock': .*model: found no ONNX file"):
         WorkerProcess(RowSpec(name="stock", folder=stock_folder), 1)
 
 

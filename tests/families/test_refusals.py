@@ -151,7 +151,7 @@ def test_an_exported_folder_without_float_weights_is_refused(checkpoint):
 
 def test_a_missing_config_is_named(checkpoint):
     (checkpoint / "config.json").unlink()
-    assert "config.json: found no such file" in refusal(checkpoint)
+    assert f"{checkpoint}: found a folder without config.json; allowed: packaged" in refusal(checkpoint)
 
 
 def test_a_config_that_is_a_list_is_refused(checkpoint):
@@ -161,7 +161,8 @@ def test_a_config_that_is_a_list_is_refused(checkpoint):
 
 def test_a_missing_tokenizer_is_named(checkpoint):
     (checkpoint / "tokenizer.json").unlink()
-    assert "no tokenizer.json" in refusal(checkpoint, load_teacher)
+    for load in (peek_teacher, load_teacher):
+        assert "no tokenizer.json" in refusal(checkpoint, load)
 
 
 def test_a_tokenizer_of_another_model_is_refused(checkpoint):
@@ -197,3 +198,14 @@ def test_a_reference_to_nothing_says_what_may_stand_there(tmp_path, reference):
 def test_a_file_of_another_kind_is_refused(checkpoint):
     with pytest.raises(InputError, match=r"the file model.safetensors; .*give its folder"):
         load_teacher("teacher/model.safetensors", checkpoint.parent)
+
+
+def test_weights_that_are_no_numbers_are_named(checkpoint):
+    def spoil(tensors):
+        name = next(name for name in tensors if name.endswith("query.weight"))
+        tensors[name][0, :2] = torch.tensor([torch.nan, torch.inf])
+        return tensors
+
+    change_tensors(checkpoint, spoil)
+    message = refusal(checkpoint, load_teacher)
+    assert "attention.query.weight: found 2 NaN or infinite weights in teacher; allowed: finite numbers" in message
