@@ -42,8 +42,9 @@ def compress(
     A run that was killed continues from its last finished stage. Exit codes: 0 pass, 1 gate failed, 2 undecided,
     3 bad input, 4 the run itself failed.
     """
-    from compressor.compress import prepare, run
+    from compressor.compress import run
     from compressor.console import show_plan
+    from compressor.prepare import prepare
 
     prepared = prepare(recipe, out, set_ or [])
     show_plan(prepared.plan)

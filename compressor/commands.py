@@ -17,12 +17,12 @@ from compressor.bench.report import read_report, write_report
 from compressor.bench.rows import RowSpec
 from compressor.bench.run import run_bench
 from compressor.bench.terminal import print_report, print_verdict
-from compressor.compress import check
 from compressor.console import say
 from compressor.data import RankingData, load_data
 from compressor.data_reference import DataReference
 from compressor.errors import Fault, InputError
 from compressor.gate_settings import STOCK_ONNX, BenchSettings
+from compressor.prepare import check
 from compressor.recipe_faults import flag_faults
 from compressor.runtime.folder import choose_onnx_file
 from compressor.runtime.threads import available_threads

@@ -87,7 +87,11 @@ def test_the_whole_road(room, monkeypatch, capsys):
     }
     assert manifest["report"]["gate"] == "pass"
     assert "| r |" in (made / "model" / "README.md").read_text()
-    assert yaml.safe_load((made / "recipe.yaml").read_text()) == manifest["recipe"]
+    resolved = yaml.safe_load((made / "recipe.yaml").read_text())
+    assert resolved["teacher"] == str(room / "teacher")
+    assert resolved["data"]["test"][0]["collection"] == str(room / "small")
+    assert resolved["passes"] == manifest["recipe"]["passes"]
+    assert rankpress(monkeypatch, "validate", made / "recipe.yaml") == 0, "the resolved recipe cannot be replayed"
 
     ranked = OnnxRanker.load(made / "model").rank("how to train a small dog", ["the dog", "a stone by the sea"])
     assert {hit.index for hit in ranked} == {0, 1}
@@ -109,7 +113,7 @@ def _never(*arguments):
 
 def test_a_killed_run_goes_on_behind_its_last_stage(room, monkeypatch, capsys):
     path = write_recipe(room, passes="[{drop_layers: {keep: {layers: 1, n_pairs: 16}}}, quantize]")
-    from compressor.compress import prepare
+    from compressor.prepare import prepare
 
     prepared = prepare(path, room / "made", [])
     quantize = type(prepared.recipe.passes[1])
@@ -131,7 +135,7 @@ def test_a_killed_run_goes_on_behind_its_last_stage(room, monkeypatch, capsys):
 
 
 def test_a_run_killed_at_its_very_first_write_can_be_started_again(room):
-    from compressor.compress import prepare
+    from compressor.prepare import prepare
 
     (room / "made").mkdir()
     (room / "made" / ".recipe.yaml.partial-k1ll3d").write_text("teach")
@@ -149,7 +153,7 @@ def test_a_teacher_that_turns_out_bad_leaves_no_folder(room, monkeypatch, capsys
 
 
 def test_stages_depend_on_settings_seed_and_data(room):
-    from compressor.compress import prepare
+    from compressor.prepare import prepare
 
     def folders(*overrides):
         return [stage.folder.name for stage in prepare(room / "r.yaml", room / "made", overrides).stages]
@@ -169,8 +173,8 @@ def test_stages_depend_on_settings_seed_and_data(room):
 
 
 def test_a_pass_that_breaks_an_earlier_promise_is_named(room, monkeypatch):
-    from compressor.compress import prepare
     from compressor.errors import RunError
+    from compressor.prepare import prepare
 
     prepared = prepare(write_recipe(room), room / "made", [])
     teacher = load_teacher("teacher", room)
@@ -184,8 +188,8 @@ def test_a_pass_that_breaks_an_earlier_promise_is_named(room, monkeypatch):
 
 
 def test_a_pass_that_changes_its_input_is_named(room, monkeypatch):
-    from compressor.compress import prepare
     from compressor.errors import RunError
+    from compressor.prepare import prepare
 
     prepared = prepare(write_recipe(room, passes="[quantize]"), room / "made", [])
 

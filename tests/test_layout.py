@@ -33,7 +33,7 @@ BLOCKS: list[tuple[str, set[str]]] = [
     ("export", {"export"}),
     ("pipeline", {"pipeline"}),
     ("bench", {"bench"}),
-    ("commands", {"baselines", "measured_card", "console", "compress", "commands"}),
+    ("commands", {"baselines", "measured_card", "console", "prepare", "compress", "commands"}),
     ("cli", {"cli"}),
 ]  # fmt: skip
 LEVEL = {entry: level for level, (_, entries) in enumerate(BLOCKS) for entry in entries}

@@ -159,13 +159,18 @@ def attention_bias(graph: Graph, layout: Layout, pattern: AttentionPattern, firs
 
 def _near(graph: Graph, layout: Layout, pattern: AttentionPattern, name: str, first_only: bool) -> str:
     positions = graph.once("layout.padded_positions", lambda at: pad(graph, layout, layout.positions, at))  # [B, S]
-    asking = positions
+    short = graph.once("layout.short_positions", lambda at: graph.node("Cast", [positions], at, to=6))  # S² of them
+    asking = short
     if first_only:
-        asking = graph.node("Gather", [positions, graph.ints(0)], f"{name}.asking", axis=1)
+        asking = graph.node("Gather", [short, graph.ints(0)], f"{name}.asking", axis=1)
     rows = graph.node("Unsqueeze", [asking, graph.ints(1, 3)], f"{name}.rows")  # [B, 1, S or 1, 1]
-    columns = graph.node("Unsqueeze", [positions, graph.ints(1, 2)], f"{name}.columns")  # [B, 1, 1, S]
+    columns = graph.node("Unsqueeze", [short, graph.ints(1, 2)], f"{name}.columns")  # [B, 1, 1, S]
     distance = graph.node("Sub", [rows, columns], f"{name}.distance")
     if isinstance(pattern, WindowPattern):
         distance = graph.node("Abs", [distance], f"{name}.magnitude")
-        return graph.node("LessOrEqual", [distance, graph.int_scalar(pattern.reach)], f"{name}.near")
-    return graph.node("GreaterOrEqual", [distance, graph.int_scalar(0)], f"{name}.near")
+        return graph.node("LessOrEqual", [distance, _int32(graph, pattern.reach)], f"{name}.near")
+    return graph.node("GreaterOrEqual", [distance, _int32(graph, 0)], f"{name}.near")
+
+
+def _int32(graph: Graph, value: int) -> str:
+    return graph.weight(f"int32.{value}", np.array(value, dtype=np.int32))
