@@ -10,7 +10,7 @@ from pathlib import Path
 import compressor.passes  # noqa: F401  # fills the registry
 from compressor.baselines import refuse_without_stock
 from compressor.bench.quality import parse_measures
-from compressor.data import RankingData, check_disjoint, load_data
+from compressor.data import RankingData, check_disjoint, check_reference, load_data
 from compressor.data_reference import DataReference
 from compressor.errors import Fault, InputError
 from compressor.passes.contract import Need
@@ -103,7 +103,7 @@ def check(path: Path, overrides: Sequence[str]) -> tuple[Recipe, list[RankerSpec
     for reference in (recipe.data.train, recipe.data.calibration, recipe.data.dev, *recipe.data.test):
         try:
             if reference is not None:
-                reference.resolved(path.parent)
+                check_reference(reference, path.parent)
         except InputError as error:
             faults += error.faults
     try:

@@ -145,6 +145,16 @@ def test_an_output_folder_with_other_things_is_left_alone(run, tmp_path, beir, p
     assert len(list((tmp_path / "precious").iterdir())) == 1
 
 
+@pytest.mark.packaged
+@pytest.mark.parametrize(("reference", "message"), [("small/nope", "no split 'nope'"), ("small", "write small/test")])
+def test_validate_sees_a_missing_split(run, tmp_path, beir, packaged_teacher, reference, message):
+    (tmp_path / "r.yaml").write_text(f"teacher: packaged\ndata: {{test: {reference}}}\n")
+    code, _, err = run("validate", "r.yaml")
+    assert code == 3
+    assert message in err
+    assert "test" in err
+
+
 def test_all_recipes_are_judged_before_validate_gives_up(run, tmp_path):
     for name in ("one.yaml", "two.yaml"):
         (tmp_path / name).write_text("passes: []")

@@ -46,6 +46,17 @@ def read_beir(folder: Path, split: str | None, *, skip_empty: bool = False) -> C
     )
 
 
+def check_split(folder: Path, split: str | None) -> None:
+    """Check that a BEIR folder has a split.
+
+    Raises:
+        InputError: it has not; names those that it has.
+    """
+    faults = FaultList()
+    _qrels_path(folder, split, faults)
+    faults.raise_if_any()
+
+
 def splits_of(folder: Path) -> dict[str, Path]:
     """Return the qrels files of a BEIR folder by the name of their split, sorted."""
     files = sorted((folder / "qrels").glob("*")) if (folder / "qrels").is_dir() else []

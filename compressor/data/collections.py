@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from compressor.data.api_docs import read_api_docs
-from compressor.data.beir import read_beir, suggest_id
+from compressor.data.beir import check_split, read_beir, suggest_id
 from compressor.data.bm25 import bm25_candidates
 from compressor.data.collection import Collection
 from compressor.data.fault_list import FaultList
@@ -17,6 +17,17 @@ from compressor.data.pair_files import read_pairs
 from compressor.data.ranking_data import RankingData
 from compressor.data.trec import Run, read_run
 from compressor.data_reference import BUILT_IN, DataReference
+
+
+def check_reference(reference: DataReference, base: Path) -> None:
+    """Check that what a reference names exists, its split included; reads no texts.
+
+    Raises:
+        InputError: there is no such collection, split, run or file; names what there is.
+    """
+    reference = reference.resolved(base)
+    if reference.collection not in (None, BUILT_IN) and reference.ir_datasets_id is None:
+        check_split(Path(str(reference.collection)), reference.split)
 
 
 def load_data(reference: DataReference, *, depth: int = 100, base: Path | None = None) -> RankingData:

@@ -9,11 +9,11 @@ import numpy as np
 from compressor.export.graph import Graph
 from compressor.ranker.spec import AttentionPattern, WindowPattern
 
-# Added to the score of a key that must not be seen. Padding repeats its row's first token, so e^-50 of a share that is
-# at most 1 is lost in fp32's last bit. Less would be no better and much slower: exponentials of -88 and below are
-# denormal numbers, on which the products behind the softmax crawl.
-HIDDEN_PADDING = -50.0
-HIDDEN_TOKEN = -10000.0  # a real token may score far above those that are seen
+# Added to the score of a key that must not be seen. Padding repeats its row's first token, so a share of at most 1
+# shrinks by e^-40, which is lost far behind fp32's last bit. A larger number would hide no better and cost much: from
+# e^-87 on, exponentials are denormal numbers, on which softmax and products run 5 to 70 times as long.
+HIDDEN_PADDING = -40.0
+HIDDEN_TOKEN = -1e9  # a real token may score far above those that are seen
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -199,18 +199,29 @@ def test_attention(dialect, spec, first_only):
     close(run_attention(dialect, spec, mask, x, weights, first_only), expected)
 
 
-@pytest.mark.parametrize("scale", [1.0, 3.0, 8.0])
-@pytest.mark.parametrize("pattern", [FullPattern(), WindowPattern(reach=3)], ids=["full", "window"])
-def test_padding_stays_hidden_where_scores_are_extreme(dialect, pattern, scale):
+@pytest.mark.parametrize("first_only", [False, True], ids=["all tokens", "first tokens"])
+@pytest.mark.parametrize(
+    "pattern", [FullPattern(), WindowPattern(reach=3), CausalPattern()], ids=["full", "window", "causal"]
+)
+def test_what_is_hidden_stays_hidden_where_scores_are_extreme(dialect, pattern, first_only):
     spec = attention_spec(pattern=pattern)
     module = Attention(spec, dropout=0.0)
-    weights = tensors(module, "a", scale=scale)  # scores of up to thousands
+    weights = tensors(module, "a", scale=20.0)  # scores of up to a hundred thousand: every softmax picks one key
+    mask = (np.arange(40) < np.array([9, 40, 2])[:, None]).astype(np.int64)
+    x = values(51, WIDTH)
+    expected = module(torch.tensor(x), TokenLayout.of(torch.tensor(mask)), first_only)
+    close(run_attention(dialect, spec, mask, x, weights, first_only), expected, 1e-5)
+
+
+@pytest.mark.parametrize("scale", [0.02, 0.4, 3.0])
+def test_padding_leaves_a_row_as_it_is(dialect, scale):
+    spec = attention_spec()
+    weights = tensors(Attention(spec, dropout=0.0), "a", scale=scale)
     x = values(9, WIDTH)
     alone = run_attention(dialect, spec, np.ones((1, 9), np.int64), x, weights, False)
-    mask = (np.arange(40) < np.array([9, 40])[:, None]).astype(np.int64)
-    others = values(40, WIDTH, seed=1)
-    beside = run_attention(dialect, spec, mask, np.concatenate([x, others]), weights, False)
-    np.testing.assert_allclose(beside[:9], alone, rtol=1e-5, atol=1e-5 * np.abs(alone).max())
+    mask = (np.arange(400) < np.array([9, 400])[:, None]).astype(np.int64)
+    beside = run_attention(dialect, spec, mask, np.concatenate([x, values(400, WIDTH, seed=1)]), weights, False)
+    np.testing.assert_allclose(beside[:9], alone, rtol=0, atol=1e-6 * np.abs(alone).max())
 
 
 def test_a_row_padded_on_the_left_sees_no_other_row(dialect):
