@@ -78,6 +78,10 @@ def _check_settings(report: Report, settings: GateSettings) -> None:
         faults.append(Fault(source="gate", where="max_loss", found=found, fix=fix))
     measured = [str(name) for name in report.settings.measures]
     faults += [_unknown("max_loss", name, measured) for name in settings.max_loss if name not in measured]
+    if "overlap@10" in settings.min_agreement and report.settings.candidates <= 10:
+        found = f"overlap@10 over {report.settings.candidates} candidates, which share all of their top ten"
+        fix = "measure more candidates, or gate kendall_tau"
+        faults.append(Fault(source="gate", where="min_agreement", found=found, allowed="over 10 candidates", fix=fix))
     references = _references(report)
     faults += [_unknown("min_speedup", name, references) for name in settings.min_speedup if name not in references]
     if faults:

@@ -196,3 +196,10 @@ def test_the_file_alone_gives_the_same_verdict(tmp_path):
     read = read_report(tmp_path)
     assert gate(read, **settings) == direct == read.gate
     assert json.loads((tmp_path / "report.json").read_text())["gate"]["verdict"] == direct.verdict
+
+
+def test_an_overlap_that_cannot_be_less_than_one_decides_nothing():
+    found = report()
+    shallow = found.changed(settings=found.settings.model_copy(update={"candidates": 10}))
+    with pytest.raises(InputError, match="overlap@10 over 10 candidates, which share all of their top ten"):
+        gate(shallow, min_agreement={"overlap@10": 0.9})
