@@ -6,6 +6,7 @@ returns is the one that `plan` foretold. Settings and plans import no torch, so 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -85,7 +86,7 @@ class Supply:
         return dict(self._notes)
 
 
-class Pass(Record):
+class Pass(Record, ABC):
     """Settings of one pass; subclasses are registered under a verb."""
 
     verb: ClassVar[str]
@@ -94,17 +95,17 @@ class Pass(Record):
         """Return the data that these settings call for."""
         return frozenset()
 
+    @abstractmethod
     def plan(self, spec: RankerSpec) -> RankerSpec:
         """Return the shape that the pass makes of a ranker, without looking at weights.
 
         Raises:
             PlanError: the pass makes no sense on this shape; says why.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def apply(self, ranker: Ranker, supply: Supply) -> Ranker:
         """Return the new ranker. The input is not changed; history is written by the pipeline."""
-        raise NotImplementedError
 
     def promises(self, result: Ranker) -> Sequence[Promise]:
         """Return what stays true of ``result`` through all later passes."""
