@@ -210,7 +210,7 @@ def test_what_is_hidden_stays_hidden_where_scores_are_extreme(dialect, pattern, 
     mask = (np.arange(40) < np.array([9, 40, 2])[:, None]).astype(np.int64)
     x = values(51, WIDTH)
     expected = module(torch.tensor(x), TokenLayout.of(torch.tensor(mask)), first_only)
-    close(run_attention(dialect, spec, mask, x, weights, first_only), expected, 1e-5)
+    close(run_attention(dialect, spec, mask, x, weights, first_only), expected, 1e-3)
 
 
 @pytest.mark.parametrize("scale", [0.02, 0.4, 3.0])
