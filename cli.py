@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -179,6 +180,15 @@ def main() -> NoReturn:
     except OSError as error:  # a full disk, a folder that vanished, missing rights: nothing of ours to debug
         place = f"{error.filename}: " if error.filename else ""
         print(f"error: {place}{error.strerror or error}", file=sys.stderr)
+        sys.exit(EXIT_RUN_FAILED)
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] in ("cli", "compressor"):
+            raise
+        install = "pip install 'rankpress[compress]' (with torch==2.13.0 named first for the CPU build)"
+        print(f"error: this command needs the package {error.name}, which is not installed; {install}", file=sys.stderr)
+        sys.exit(EXIT_BAD_INPUT)
+    except Exception:  # noqa: BLE001 - a defect of ours: show its trace, and not exit code 1: "gate failed"
+        traceback.print_exc()
         sys.exit(EXIT_RUN_FAILED)
 
 

@@ -189,3 +189,22 @@ def test_passes_are_listed(run):
     assert code == 0
     assert "drop_layers" in out
     assert "scheme" in out
+
+
+def test_a_missing_extra_is_named_with_its_install_command(run, tmp_path, monkeypatch):
+    (tmp_path / "r.yaml").write_text("teacher: packaged\n")
+
+    def absent(*arguments):
+        raise ModuleNotFoundError("No module named 'safetensors'", name="safetensors")
+
+    monkeypatch.setattr("compressor.prepare.prepare", absent)
+    code, _, err = run("compress", "r.yaml")
+    assert code == 3
+    assert "needs the package safetensors, which is not installed; pip install 'rankpress[compress]'" in err
+
+
+def test_a_defect_is_not_mistaken_for_a_failed_gate(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("compressor.prepare.prepare", lambda *arguments: 1 / 0)
+    code, _, err = run("compress", "r.yaml")
+    assert code == 4
+    assert "ZeroDivisionError" in err
