@@ -7,7 +7,7 @@
 - ``rankpress_fp32`` and ``rankpress_int8``: our graph, same runtime, threads, batches and process conditions.
 
 Every row runs in a process of its own; the rows take turns query by query, and a speed-up is the median of the ratios
-within such turns. Takes about six minutes on two cores. Results: ``report.json`` (the schema of `rankpress bench`),
+within such turns. Takes about five minutes on two cores. Results: ``report.json`` (the schema of `rankpress bench`),
 ``report.html`` and ``spine_speed.md`` in the output folder.
 
     python benchmarks/spine_speed.py --collection path/to/trec-dl-2021
