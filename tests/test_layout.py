@@ -28,9 +28,9 @@ BLOCKS: list[tuple[str, set[str]]] = [
     ("families", {"families"}),
     ("data", {"data"}),
     ("algorithms", {"algorithms"}),
+    ("export", {"export"}),  # before training: teachers label through their exported graph
     ("training", {"training"}),
     ("passes", {"passes"}),
-    ("export", {"export"}),
     ("pipeline", {"pipeline"}),
     ("bench", {"bench"}),
     ("commands", {"baselines", "measured_card", "console", "prepare", "compress", "commands"}),

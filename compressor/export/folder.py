@@ -17,9 +17,9 @@ from compressor.export.manifest import COMPANION_FILE, MAIN_FILE, PORTABLE_FILE,
 from compressor.export.model_card import write_model_card
 from compressor.export.parity import Parity, check_parity, parity_batches
 from compressor.families import can_be_stock, stock_checkpoint
-from compressor.passes.quantize import round_spec
 from compressor.ranker.cost import linears_of
 from compressor.ranker.ranker import Ranker
+from compressor.ranker.rounding import round_spec
 from compressor.ranker.spec import Int8Dynamic, Int8Rows
 from compressor.runtime.folder import MANIFEST
 from compressor.storage import whole_folder, write_json

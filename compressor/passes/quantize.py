@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from compressor.passes.contract import Pass, Promise, Supply, refuse_quantized
 from compressor.ranker.cost import linears_of, tables_of
+from compressor.ranker.rounding import round_spec
 from compressor.ranker.spec import Int8Dynamic, Int8Rows, LinearSpec, RankerSpec, TableSpec
-from compressor.records import Record
 from compressor.registry import register
 
 if TYPE_CHECKING:
@@ -49,27 +49,6 @@ class Quantize(Pass):
             return f"back in fp32: {', '.join(lost)}" if lost else None
 
         return [Promise(text=f"{len(rounded)} matrices stay in 8 bits", check=check)] if rounded else []
-
-
-def round_spec(spec: RankerSpec, linear: Int8Dynamic, table: Int8Rows | None) -> RankerSpec:
-    """Return a spec whose linears, and tables where ``table`` is given, have these precisions; the head stays as is."""
-
-    def rounded(part: Record) -> Record:
-        if isinstance(part, LinearSpec):
-            return part.changed(precision=linear)
-        return part.changed(precision=table) if isinstance(part, TableSpec) and table else part
-
-    return spec.changed(
-        embeddings=_map_parts(spec.embeddings, rounded),
-        layers=tuple(
-            layer.changed(attention=_map_parts(layer.attention, rounded), ffn=_map_parts(layer.ffn, rounded))
-            for layer in spec.layers
-        ),
-    )
-
-
-def _map_parts(record: Record, change: Callable[[Record], Record]) -> Record:
-    return record.changed(**{name: change(value) for name, value in record if isinstance(value, Record)})
 
 
 def _parts(spec: RankerSpec) -> list[tuple[str, LinearSpec | TableSpec]]:

@@ -17,8 +17,8 @@ from compressor.export import export_folder, write_graph, write_model_card
 from compressor.export import folder as folder_module
 from compressor.export.configs import tokenizer_files
 from compressor.export.parity import check_order
-from compressor.passes.quantize import round_spec
 from compressor.ranker.history import StageRecord
+from compressor.ranker.rounding import round_spec
 from compressor.ranker.spec import Int8Dynamic, Int8Rows, SimilarityHead, TableSpec
 from compressor.runtime.ranker import OnnxRanker
 from tests.tiny import MAX_LENGTH, WIDTH, build_ranker, tiny_layer, tiny_spec

@@ -13,7 +13,7 @@ from onnx import TensorProto, numpy_helper
 
 from compressor.export import write_graph
 from compressor.export.graph import Graph
-from compressor.passes.quantize import round_spec
+from compressor.ranker.rounding import round_spec
 from compressor.ranker.spec import FeedForwardSpec, Int8Dynamic, Int8Rows, LinearSpec, TableSpec
 from tests.export.component import DIALECTS
 from tests.ranker.cases import SPECS
