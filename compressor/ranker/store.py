@@ -53,7 +53,8 @@ def load_ranker(folder: Path) -> Ranker:
     spec = read_spec(folder / "spec.json")
     path = folder / "model.safetensors"
     try:
-        weights = load_file(path)
+        # Cloned, since a mapped file's tensors start anywhere, and some CPUs' kernels sum unaligned ones otherwise.
+        weights = {name: tensor.clone() for name, tensor in load_file(path).items()}
     except OSError as error:
         raise unreadable(path, error) from None
     except SafetensorError as error:
