@@ -19,6 +19,7 @@ from compressor.data_reference import DataReference
 from compressor.errors import EXIT_PASS, InputError
 from compressor.gate_settings import STOCK_ONNX
 from compressor.measured_card import add_measurement
+from compressor.passes.contract import DATA_NEEDS
 from compressor.pipeline import TOKENS_PER_PAIR, run_passes
 from compressor.prepare import RESOLVED, Prepared
 from compressor.ranker.cost import macs, parameters
@@ -110,7 +111,7 @@ def _resolved(recipe: Recipe, base: Path) -> Recipe:
         return reference.resolved(base) if reference else None
 
     data, teacher = recipe.data, (base / recipe.teacher).absolute()
-    placed_data = {name: placed(getattr(data, name)) for name in ("train", "calibration", "dev")}
+    placed_data: dict[str, DataReference | None] = {name: placed(getattr(data, name)) for name in DATA_NEEDS}
     return recipe.model_copy(
         update={
             "teacher": str(teacher) if teacher.exists() else recipe.teacher,

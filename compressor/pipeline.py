@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +15,7 @@ import yaml
 from compressor import __version__
 from compressor.errors import Fault, InputError, RunError
 from compressor.passes import Pass, PlanError, Promise, Supply
-from compressor.passes.contract import Need
+from compressor.passes.contract import DATA_NEEDS, Need
 from compressor.plan import Plan, PlanStep
 from compressor.ranker.cost import macs, parameters
 from compressor.ranker.spec import RankerSpec
@@ -38,6 +40,11 @@ class Stage:
     @property
     def is_stored(self) -> bool:
         return (self.folder / "spec.json").is_file()
+
+    @property
+    def scratch(self) -> Path:
+        """Where the pass keeps checkpoints until its result is stored."""
+        return self.folder.with_name(f"{self.folder.name}-unfinished")
 
 
 def check_recipe(recipe: Recipe, spec: RankerSpec, source: Path) -> list[RankerSpec]:
@@ -95,14 +102,17 @@ def make_stages(
 ) -> list[Stage]:
     """Lay out where each pass's result is stored.
 
-    A stage's name hashes all that it depends on: the teacher, the passes up to it with their settings, the seed, the
-    data that they read, and this version of rankpress.
+    A stage's name hashes all that it depends on: the teacher, the passes up to it with their settings, the files that
+    these name, the seed, the data that they read, and this version of rankpress.
+
+    Raises:
+        InputError: a file or model that a pass names is missing or cannot be read.
     """
     key = sha256_json([teacher_fingerprint, recipe.seed, __version__])
     stages = []
     for index, (place, step) in enumerate(_placed(recipe)):
-        data = {need: load(need).fingerprint for need in sorted(step.needs())}
-        key = sha256_json([key, step.verb, step.model_dump(mode="json"), data])
+        data = {need: load(need).fingerprint for need in DATA_NEEDS if need in step.needs()}
+        key = sha256_json([key, step.verb, step.model_dump(mode="json"), dict(step.fingerprints()), data])
         stages.append(Stage(step=step, place=place, folder=folder / f"{index + 1}-{step.verb}-{key[:16]}"))
     return stages
 
@@ -118,7 +128,7 @@ def run_passes(
 
     Args:
         stages: the recipe's passes, in order.
-        load_teacher: loads the teacher; not called when every stage is stored.
+        load_teacher: loads the teacher, at most once; not called when every stage is stored.
         load: loads the data of a need.
         seed: for all that is drawn at random.
         say: prints one line of news.
@@ -128,6 +138,7 @@ def run_passes(
     """
     from compressor.ranker.store import load_ranker, save_ranker
 
+    load_teacher = cache(load_teacher)
     done = _longest_stored_prefix(stages)
     results = [load_ranker(stage.folder) for stage in stages[:done]]
     promises = [promise for stage, result in zip(stages, results, strict=False) for promise in _made(stage, result)]
@@ -136,20 +147,28 @@ def run_passes(
     ranker = results[-1] if done else load_teacher()
     for stage in stages[done:]:
         say(f"{stage.step.verb} {_settings_text(stage.step)}".rstrip())
-        ranker = _run(stage, ranker, load, seed)
+        supply = Supply(
+            granted=stage.step.needs(),
+            load=load,
+            seed=seed,
+            scratch=stage.scratch,
+            load_teacher=load_teacher,
+            promised=[promise for _, promise in promises],
+        )
+        ranker = _run(stage, ranker, supply)
         promises += _made(stage, ranker)
         _check_promises(promises, ranker, stage.step.verb)
         save_ranker(ranker, stage.folder)
+        shutil.rmtree(stage.scratch, ignore_errors=True)
     return ranker
 
 
-def _run(stage: Stage, ranker: Ranker, load: Callable[[Need], RankingData], seed: int) -> Ranker:
+def _run(stage: Stage, ranker: Ranker, supply: Supply) -> Ranker:
     from compressor.ranker.history import StageRecord
 
     step = stage.step
     planned = step.plan(ranker.spec)
     before = ranker.fingerprint
-    supply = Supply(granted=step.needs(), load=load, seed=seed)
     start = time.monotonic()
     result = step.apply(ranker, supply)
     if _digest_of(ranker) != before:
@@ -160,6 +179,7 @@ def _run(stage: Stage, ranker: Ranker, load: Callable[[Need], RankingData], seed
         verb=step.verb,
         settings=step.model_dump(mode="json"),
         notes=supply.notes,
+        series=supply.curves,
         seconds=round(time.monotonic() - start, 3),
     )
     return result.changed(history=(*ranker.history, record))
@@ -189,8 +209,8 @@ def _longest_stored_prefix(stages: Sequence[Stage]) -> int:
 
 def _unmet_needs(recipe: Recipe, source: Path) -> Iterable[Fault]:
     for place, step in _placed(recipe):
-        for need in sorted(step.needs()):
-            if getattr(recipe.data, need) is None:
+        for need in DATA_NEEDS:
+            if need in step.needs() and getattr(recipe.data, need) is None:
                 yield Fault(
                     source=source,
                     where=place,

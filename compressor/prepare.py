@@ -13,7 +13,8 @@ from compressor.bench.quality import parse_measures
 from compressor.data import RankingData, check_disjoint, check_reference, load_data
 from compressor.data_reference import DataReference
 from compressor.errors import Fault, InputError
-from compressor.passes.contract import Need
+from compressor.passes import Pass
+from compressor.passes.contract import DATA_NEEDS, Need
 from compressor.pipeline import Stage, check_recipe, make_plan, make_stages
 from compressor.plan import Plan
 from compressor.ranker.spec import RankerSpec
@@ -43,8 +44,7 @@ class Desk:
     @cached_property
     def seen(self) -> dict[Need, RankingData]:
         """The collections that passes may see, by need."""
-        needs: tuple[Need, ...] = ("train", "calibration", "dev")
-        return {need: self.load(need) for need in needs if getattr(self._recipe.data, need) is not None}
+        return {need: self.load(need) for need in DATA_NEEDS if getattr(self._recipe.data, need) is not None}
 
     @cached_property
     def tests(self) -> list[RankingData]:
@@ -98,9 +98,9 @@ def check(path: Path, overrides: Sequence[str]) -> tuple[Recipe, list[RankerSpec
     Raises:
         InputError: all that is wrong with the recipe.
     """
-    recipe = load_recipe(path, registered(), overrides)
+    recipe = _placed(load_recipe(path, registered(), overrides), path.parent)
     faults: list[Fault] = []
-    for reference in (recipe.data.train, recipe.data.calibration, recipe.data.dev, *recipe.data.test):
+    for reference in (*(getattr(recipe.data, need) for need in DATA_NEEDS), *recipe.data.test):
         try:
             if reference is not None:
                 check_reference(reference, path.parent)
@@ -119,6 +119,11 @@ def check(path: Path, overrides: Sequence[str]) -> tuple[Recipe, list[RankerSpec
     if faults:
         raise InputError(faults)
     return recipe, shapes
+
+
+def _placed(recipe: Recipe, base: Path) -> Recipe:
+    passes = tuple(step.placed(base) if isinstance(step, Pass) else step for step in recipe.passes)
+    return recipe.model_copy(update={"passes": passes})
 
 
 def _peek(recipe: Recipe, path: Path) -> RankerSpec:

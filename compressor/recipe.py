@@ -23,6 +23,7 @@ class DataSection(Record):
     """Which collections serve which purpose; a pass's needs say which of them it must find here."""
 
     train: DataReference | None = None
+    in_domain: DataReference | None = None
     calibration: DataReference | None = None
     dev: DataReference | None = None
     test: tuple[DataReference, ...] = ()

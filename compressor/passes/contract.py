@@ -7,9 +7,10 @@ returns is the one that `plan` foretold. Settings and plans import no torch, so 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from compressor.errors import RunError
 from compressor.ranker.spec import RankerSpec
@@ -17,9 +18,11 @@ from compressor.records import Record
 
 if TYPE_CHECKING:
     from compressor.data.ranking_data import RankingData
+    from compressor.ranker.encoder import Encoder
     from compressor.ranker.ranker import Ranker
 
-Need = Literal["train", "calibration", "dev"]
+Need = Literal["train", "in_domain", "calibration", "dev", "teacher"]
+DATA_NEEDS: tuple[Need, ...] = ("train", "in_domain", "calibration", "dev")  # the teacher is always there
 
 
 class PlanError(Exception):
@@ -41,10 +44,13 @@ class Promise:
     Attributes:
         text: the promise in words.
         check: returns what is broken, or None.
+        restore: makes it true again of a module in training, in place; called after each step. None: training cannot
+            break it.
     """
 
     text: str
     check: Callable[[Ranker], str | None]
+    restore: Callable[[Encoder], None] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,12 +61,19 @@ class Supply:
         granted: the declared needs.
         load: loads the data of one need; called on first use.
         seed: for all that is drawn at random.
+        scratch: a folder for checkpoints of this pass alone: it survives a kill, and goes once the result is stored.
+        load_teacher: loads the recipe's teacher; called on first use.
+        promised: what earlier passes promised.
     """
 
     granted: frozenset[Need]
     load: Callable[[Need], RankingData]
     seed: int
+    scratch: Path
+    load_teacher: Callable[[], Ranker]
+    promised: Sequence[Promise] = ()
     _notes: dict[str, object] = field(default_factory=dict)
+    _curves: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
 
     def data(self, need: Need) -> RankingData:
         """Return the collection that serves a need.
@@ -72,6 +85,22 @@ class Supply:
             raise NeedError(f"the pass asked for {need} data without declaring the need")
         return self.load(need)
 
+    def teacher(self) -> Ranker:
+        """Return the recipe's teacher, as loaded.
+
+        Raises:
+            NeedError: the pass did not declare it.
+        """
+        if "teacher" not in self.granted:
+            raise NeedError("the pass asked for the teacher without declaring the need")
+        return self.load_teacher()
+
+    def restore(self, module: Encoder) -> None:
+        """Make the promises of earlier passes true again of a module in training, in place."""
+        for promise in self.promised:
+            if promise.restore:
+                promise.restore(module)
+
     def pairs(self, need: Need, n_pairs: int) -> list[tuple[str, str]]:
         """Return up to ``n_pairs`` (query, document) texts: first-stage candidates, spread over queries and ranks."""
         data = self.data(need)
@@ -81,9 +110,17 @@ class Supply:
         """Record a decision or measurement (JSON) in the ranker's history."""
         self._notes[key] = value
 
+    def curve(self, name: str, points: Sequence[tuple[float, float]]) -> None:
+        """Record a curve, such as the loss over pairs seen, in the ranker's history; the report plots it."""
+        self._curves[name] = [(float(x), float(y)) for x, y in points]
+
     @property
     def notes(self) -> dict[str, object]:
         return dict(self._notes)
+
+    @property
+    def curves(self) -> dict[str, list[tuple[float, float]]]:
+        return dict(self._curves)
 
 
 class Pass(Record, ABC):
@@ -94,6 +131,18 @@ class Pass(Record, ABC):
     def needs(self) -> frozenset[Need]:
         """Return the data that these settings call for."""
         return frozenset()
+
+    def placed(self, base: Path) -> Self:
+        """Return the settings with relative paths made absolute, starting from ``base``."""
+        return self
+
+    def fingerprints(self) -> Mapping[str, str]:
+        """Return a hash of the content of each file or model that the settings name; a stored result depends on it.
+
+        Raises:
+            InputError: there is no such file or model.
+        """
+        return {}
 
     @abstractmethod
     def plan(self, spec: RankerSpec) -> RankerSpec:

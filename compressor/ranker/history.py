@@ -15,6 +15,7 @@ class StageRecord(Record):
     Attributes:
         verb: the pass's recipe name, or ``import`` for the teacher's origin.
         settings: its settings, defaults written out.
+        series: curves that it recorded, ``(x, y)`` points by name, such as the loss over pairs seen.
         notes: what it decided or measured, as JSON: decisions that cannot be recomputed are kept here.
         seconds: how long it took.
     """
@@ -22,4 +23,5 @@ class StageRecord(Record):
     verb: str
     settings: dict[str, Any] = Field(default_factory=dict)
     notes: dict[str, Any] = Field(default_factory=dict)
+    series: dict[str, list[tuple[float, float]]] = Field(default_factory=dict)
     seconds: float = 0.0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import uuid
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ import yaml
 import compressor.passes  # noqa: F401  # fills the registry
 from compressor.errors import InputError
 from compressor.passes import NeedError, PlanError, Supply
+from compressor.passes.contract import DATA_NEEDS
 from compressor.ranker.store import load_ranker, save_ranker
 from compressor.recipe import parse_recipe
 from compressor.registry import registered
@@ -24,13 +27,17 @@ def make(verb, settings):
     return registered()[verb].model_validate(settings)
 
 
-def supply_for(step, data, seed=12):
-    return Supply(granted=step.needs(), load=lambda need: data, seed=seed)
+def supply_for(step, data, teacher, seed=12, promised=()):
+    scratch = Path("scratch") / uuid.uuid4().hex  # tests run in a folder of their own
+    return Supply(
+        granted=step.needs(), load=lambda need: data, seed=seed, scratch=scratch, load_teacher=lambda: teacher,
+        promised=promised,
+    )  # fmt: skip
 
 
 def apply(verb, settings, ranker, data):
     step = make(verb, settings)
-    return step.apply(ranker, supply_for(step, data))
+    return step.apply(ranker, supply_for(step, data, ranker))
 
 
 def test_every_pass_has_a_row():
@@ -86,7 +93,7 @@ def test_law_4_batch_mates_do_not_change_a_score(verb, tiny_ranker, tiny_pairs, 
 @pytest.mark.parametrize("verb", VERBS)
 def test_law_5_promises_hold_and_can_be_broken(verb, tiny_ranker, tiny_data):
     step = make(verb, CASES[verb].active)
-    result = step.apply(tiny_ranker, supply_for(step, tiny_data))
+    result = step.apply(tiny_ranker, supply_for(step, tiny_data, tiny_ranker))
     promises = step.promises(result)
     assert promises
     assert [promise.check(result) for promise in promises] == [None] * len(promises)
@@ -97,7 +104,7 @@ def test_law_5_promises_hold_and_can_be_broken(verb, tiny_ranker, tiny_data):
 def test_law_5_promises_survive_every_later_pass(first, second, tiny_ranker, tiny_data):
     earlier = make(first, CASES[first].active)
     later = make(second, CASES[second].active if first != second else CASES[second].neutral)
-    result = earlier.apply(tiny_ranker, supply_for(earlier, tiny_data))
+    result = earlier.apply(tiny_ranker, supply_for(earlier, tiny_data, tiny_ranker))
     if (first, second) in FORBIDDEN:
         with pytest.raises(PlanError) as refused:
             later.plan(result.spec)
@@ -105,7 +112,7 @@ def test_law_5_promises_survive_every_later_pass(first, second, tiny_ranker, tin
         return
     if first == second:
         later = make(second, {"keep": [0]})  # what is left of two layers
-    final = later.apply(result, supply_for(later, tiny_data))
+    final = later.apply(result, supply_for(later, tiny_data, tiny_ranker, promised=earlier.promises(result)))
     assert [promise.check(final) for promise in earlier.promises(result)] == [None] * len(earlier.promises(result))
 
 
@@ -155,7 +162,7 @@ def test_law_8_onnx_agrees_with_torch(verb, dialect, tiny_ranker, tiny_pairs, ti
 @pytest.mark.parametrize("verb", VERBS)
 def test_law_9_an_undeclared_need_raises(verb, tiny_ranker, tiny_data):
     step = make(verb, CASES[verb].active)
-    supply = supply_for(step, tiny_data)
-    for need in {"train", "calibration", "dev"} - step.needs():
+    supply = supply_for(step, tiny_data, tiny_ranker)
+    for need in set(DATA_NEEDS) - step.needs():
         with pytest.raises(NeedError, match=f"asked for {need} data"):
             supply.data(need)
