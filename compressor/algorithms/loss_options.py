@@ -109,7 +109,8 @@ class PListMLE(LossOptions):
 class SoftmaxLabels(LabelLossOptions):
     """RankT5's softmax over the list.
 
-    ``positives``: ``share`` one distribution, or stand ``separate`` against the negatives. ``poly1``: the weight of PolyLoss's first term, 0 for plain cross entropy.
+    ``positives``: ``share`` one distribution, or stand ``separate`` against the negatives.
+    ``poly1``: the weight of PolyLoss's first term, 0 for plain cross entropy.
     """
 
     positives: Literal["share", "separate"] = "share"
