@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from compressor.ranker.tokens import TokenLayout
@@ -13,6 +15,9 @@ from compressor.ranker.tokens import TokenLayout
 # A teacher whose states hardly differ from token to token must not blow the loss up: below this share of the mean
 # square, variance counts as this much.
 _LEAST_VARIANCE = 1e-3
+
+# Products of token pairs that are held at once on a CPU; three such tensors fit into a core's share of the cache.
+_CACHED_PRODUCTS = 2**18
 
 
 def hidden_mse(
@@ -99,27 +104,71 @@ def _relation_kl(
                 raise ValueError(
                     f"{side} {list(tensor.shape)}; must be [{n_tokens} tokens, a multiple of {heads} relation heads]"
                 )
-    with torch.no_grad():
-        wanted = _relations(*teacher, layout, heads)
-    found = _relations(*student, layout, heads)
-    divergence = (wanted.exp() * (wanted - found)).sum(dim=-1)  # [B, heads, S]
-    real = layout.mask[:, None, :]
-    return divergence.masked_fill(~real, 0.0).sum() / (n_tokens * heads)
+    sides = [_heads(tensor, layout, heads) for tensor in (*student, *teacher)]
+    total: Tensor = _RelationKL.apply(*sides, layout.mask)
+    return total / (n_tokens * heads)
 
 
-def _relations(asking: Tensor, asked: Tensor, layout: TokenLayout, heads: int) -> Tensor:
-    """Return log-probabilities ``[B, heads, S, S]`` of each token's relation to the real tokens of its row, fp32."""
-    left, right = (_heads(values, layout, heads) for values in (asking, asked))
-    with torch.autocast(left.device.type, enabled=False):  # products rounded to bf16 would never match
-        products = (left * left.shape[-1] ** -0.5) @ right.transpose(-1, -2)
-    hidden = ~layout.mask[:, None, None, :]
-    return products.masked_fill(hidden, torch.finfo(products.dtype).min).log_softmax(dim=-1)
+class _RelationKL(torch.autograd.Function):
+    """The summed divergence of relations, with its gradient found on the way.
+
+    Products of all pairs of tokens are by far the largest tensors of a training step. Here a few rows' products live at
+    a time, in the CPU's cache, and none is kept for the way back: with P the relations, ``P_s - P_t`` is the gradient.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, asking: Tensor, asked: Tensor, teacher_asking: Tensor, teacher_asked: Tensor, mask: Tensor
+    ) -> Tensor:
+        """Return the sum over heads and real tokens; all four ``[B, heads, S, d]``, ``mask`` bool ``[B, S]``."""
+        needed = any(ctx.needs_input_grad[:2])
+        slopes = [torch.zeros_like(asking), torch.zeros_like(asked)] if needed else []
+        scale, total = asking.shape[-1] ** -0.5, asking.new_zeros(())
+        with torch.autocast(asking.device.type, enabled=False):  # products rounded to bf16 would never match
+            for rows, real in _chunks(mask, asking.shape[1]):
+                cut = (rows, slice(None), slice(real.shape[1]))
+                wanted = _relations(teacher_asking[cut], teacher_asked[cut], real)
+                found = _relations(asking[cut], asked[cut], real)
+                p_wanted = wanted.exp()
+                absent = ~real[:, None, :, None]
+                total += (wanted.sub_(found).mul_(p_wanted)).masked_fill_(absent, 0.0).sum()
+                if needed:
+                    slope = found.exp_().sub_(p_wanted).mul_(scale).masked_fill_(absent, 0.0)
+                    slopes[0][cut] = slope @ asked[cut]
+                    slopes[1][cut] = slope.transpose(-1, -2) @ asking[cut]
+        ctx.save_for_backward(*slopes)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        slopes = ctx.saved_tensors
+        return slopes[0] * gradient, slopes[1] * gradient, None, None, None
+
+
+def _chunks(mask: Tensor, heads: int) -> Iterator[tuple[slice, Tensor]]:
+    """Yield slices of rows and their masks, cut to the longest row; on a GPU all at once, which is fastest there."""
+    n_rows, longest = mask.shape
+    if mask.device.type != "cpu":
+        yield slice(n_rows), mask
+        return
+    at_once = max(1, _CACHED_PRODUCTS // (heads * longest**2))
+    for start in range(0, n_rows, at_once):
+        part = mask[start : start + at_once]
+        yield slice(start, start + at_once), part[:, : int(part.sum(dim=1).max())]
+
+
+def _relations(asking: Tensor, asked: Tensor, real: Tensor) -> Tensor:
+    """Return log-probabilities ``[B, heads, S, S]`` of each token's relation to the real tokens of its row."""
+    products = (asking @ asked.transpose(-1, -2)).mul_(asking.shape[-1] ** -0.5)
+    products.masked_fill_(~real[:, None, None, :], torch.finfo(products.dtype).min)
+    return products.log_softmax(dim=-1)
 
 
 def _heads(values: Tensor, layout: TokenLayout, heads: int) -> Tensor:
-    """Spread packed ``[T, width]`` to ``[B, heads, S, width / heads]``, zero at padding."""
-    # Not `layout.pad`: the gradient of its gather adds up, far slower than the gather that undoes this copy.
+    """Spread packed ``[T, width]`` to ``[B, heads, S, width / heads]``, zero at padding; fp32 or finer."""
     values = values.to(torch.promote_types(values.dtype, torch.float32))
+    # Not `layout.pad`: the gradient of its gather adds up, far slower than the gather that undoes this copy.
     padded = values.new_zeros(layout.mask.numel(), values.shape[1]).index_copy(0, layout.to_packed, values)
     return padded.view(*layout.mask.shape, heads, -1).transpose(1, 2)
 

@@ -21,7 +21,7 @@ NAMES = sorted(RANKING_LOSSES)
 SHIFT_BLIND = sorted(set(NAMES) - {"mse", "rank_distil", "bce_labels", "gbce_labels"})
 OF_ORDER = ["ranknet", "lambda_loss", "adr_mse", "list_mle", "plist_mle"]
 REGRESSIONS = ["mse", "centered_mse", "margin_mse", "listwise_kl", "rank_distil"]
-VARIANTS = [
+VARIANTS: list[tuple[str, dict[str, object]]] = [
     *((name, {}) for name in NAMES),
     ("margin_mse", {"pairs": "first"}),
     ("listwise_kl", {"temperature": 3.0}),
