@@ -120,7 +120,11 @@ class _RelationKL(torch.autograd.Function):
     def forward(
         ctx: Any, asking: Tensor, asked: Tensor, teacher_asking: Tensor, teacher_asked: Tensor, mask: Tensor
     ) -> Tensor:
-        """Return the sum over heads and real tokens; all four ``[B, heads, S, d]``, ``mask`` bool ``[B, S]``."""
+        """Return the sum over heads and real tokens.
+
+        All four are ``[B, heads, S, d]``, zero at padding: padding relates to all tokens alike in both models, and so
+        costs nothing. ``mask`` is bool ``[B, S]``.
+        """
         needed = any(ctx.needs_input_grad[:2])
         slopes = [torch.zeros_like(asking), torch.zeros_like(asked)] if needed else []
         scale, total = asking.shape[-1] ** -0.5, asking.new_zeros(())
@@ -130,10 +134,9 @@ class _RelationKL(torch.autograd.Function):
                 wanted = _relations(teacher_asking[cut], teacher_asked[cut], real)
                 found = _relations(asking[cut], asked[cut], real)
                 p_wanted = wanted.exp()
-                absent = ~real[:, None, :, None]
-                total += (wanted.sub_(found).mul_(p_wanted)).masked_fill_(absent, 0.0).sum()
+                total += wanted.sub_(found).mul_(p_wanted).sum()
                 if needed:
-                    slope = found.exp_().sub_(p_wanted).mul_(scale).masked_fill_(absent, 0.0)
+                    slope = found.exp_().sub_(p_wanted).mul_(scale)
                     slopes[0][cut] = slope @ asked[cut]
                     slopes[1][cut] = slope.transpose(-1, -2) @ asking[cut]
         ctx.save_for_backward(*slopes)

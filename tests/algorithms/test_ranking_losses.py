@@ -235,6 +235,16 @@ def test_descent_recovers_the_planted_order(name):
     assert ((scores[:, :, None] > scores[:, None, :]) | ~better).all()
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_student_whose_scores_are_all_equal_learns_from_every_item(name):
+    targets = torch.tensor([[2.0, 0.0, 1.0, 0.5]])
+    scores = torch.zeros(1, 4, requires_grad=True)
+    loss = RANKING_LOSSES[name].function(scores, targets, torch.ones(1, 4, dtype=torch.bool))
+    slope = torch.autograd.grad(loss.sum(), scores)[0][0]
+    assert slope[0] < 0  # the best item rises
+    assert name in REGRESSIONS or slope[1] > 0  # the worst one falls
+
+
 def test_shapes_that_differ_are_refused():
     mask = torch.ones(2, 3, dtype=torch.bool)
     with pytest.raises(ValueError, match=r"scores \[2, 3\], targets \[2, 1\]"):
