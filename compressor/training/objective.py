@@ -1,0 +1,208 @@
+"""The objective of a training pass: losses on scores, labels, exits and inner states, mixed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+
+from compressor.algorithms.loss_options import LossOptions
+from compressor.algorithms.ranking_losses import RANKING_LOSSES
+from compressor.algorithms.representation_losses import (
+    attention_kl,
+    hidden_cosine,
+    hidden_mse,
+    qkv_relation_kl,
+)
+from compressor.algorithms.teacher_losses import listwise_kl
+
+if TYPE_CHECKING:
+    from compressor.ranker.encoder import Encoder
+    from compressor.ranker.trace import Trace
+    from compressor.training.batches import Batch
+
+ScoreTerm = tuple[str, LossOptions]  # a loss of `RANKING_LOSSES` and its options
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateMatch:
+    """Hidden states to match, the loss's mean over them.
+
+    Attributes:
+        name: what it is called in curves.
+        weight: its factor.
+        states: student state to teacher state; 0 is the embeddings, i + 1 what comes out of layer i.
+        measure: squared error, or the direction alone.
+    """
+
+    name: str
+    weight: float
+    states: Mapping[int, int]
+    measure: Literal["mse", "cosine"] = "mse"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelationMatch:
+    """Relations between tokens to match, the loss's mean over layers.
+
+    Attributes:
+        weight: its factor.
+        layers: student layer to teacher layer.
+        kind: queries, keys and values each with themselves, or queries with keys.
+        heads: relation heads of both.
+    """
+
+    weight: float
+    layers: Mapping[int, int]
+    kind: Literal["qkv", "attention"]
+    heads: int
+
+
+class Projections(nn.Module):
+    """Learned maps from the student's width to its teacher's, one for each matched state; thrown away after training.
+
+    Args:
+        matches: what is matched.
+        width: the student's.
+        teacher_width: the teacher's; where it is the same, there are no maps.
+        seed: for their start, which is orthogonal.
+    """
+
+    def __init__(self, matches: Sequence[StateMatch], width: int, teacher_width: int, seed: int) -> None:
+        super().__init__()
+        self.maps = nn.ParameterDict()
+        if width == teacher_width:
+            return
+        generator = torch.Generator().manual_seed(seed)
+        for match in matches:
+            for state in match.states:
+                start = nn.init.orthogonal_(torch.empty(teacher_width, width), generator=generator)
+                self.maps[f"{match.name}_{state}"] = nn.Parameter(start)
+
+    def of(self, match: StateMatch, state: int) -> Tensor | None:
+        """Return the map ``[teacher width, width]`` of a matched state; None where the widths are equal."""
+        name = f"{match.name}_{state}"
+        return self.maps.get(name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watched:
+    """A teacher that reads each batch along with its student.
+
+    Attributes:
+        module: the teacher, in evaluation mode; moved to wherever the batches are.
+        states, relations: what is matched.
+        projections: where the widths differ.
+    """
+
+    module: Encoder
+    states: Sequence[StateMatch] = ()
+    relations: RelationMatch | None = None
+    projections: Projections | None = None
+
+    def trace(self, batch: Batch) -> Trace:
+        """Return the teacher's scores, states and relations, without gradient and in its own precision."""
+        device = batch.mask.device
+        self.module.to(device)
+        layers = set(self.relations.layers.values()) if self.relations else set[int]()
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            return self.module.trace(**batch.inputs, relations=layers)
+
+
+class Objective:
+    """``objective(module, batch)`` returns the weighted losses of a batch by name; training minimizes their sum.
+
+    Args:
+        scores: losses on teacher scores.
+        labels: losses on labels.
+        exits: the weight of the mean over exits of the losses above plus the divergence from the final scores, which
+            learn nothing from it (self-distilled exits, BGE layerwise).
+        watched: the teacher whose inner states are matched.
+        live: take teacher scores from its forward pass too, instead of those that the batch brings.
+    """
+
+    def __init__(
+        self,
+        *,
+        scores: Sequence[ScoreTerm] = (),
+        labels: Sequence[ScoreTerm] = (),
+        exits: float = 0.0,
+        watched: Watched | None = None,
+        live: bool = False,
+    ) -> None:
+        if live and watched is None:
+            raise ValueError("live scores need a teacher that is watched")
+        self._scores, self._labels, self._exits = tuple(scores), tuple(labels), exits
+        self._watched, self._live = watched, live
+
+    @property
+    def projections(self) -> Projections | None:
+        """What is trained along with the student and thrown away."""
+        return self._watched.projections if self._watched else None
+
+    def __call__(self, module: Encoder, batch: Batch) -> dict[str, Tensor]:
+        """Return each loss, weighted: a mean over lists for scores, over tokens for inner states.
+
+        Args:
+            module: the student, in training.
+            batch: lists of pairs, with teacher scores and labels where they are needed.
+        """
+        watched = self._watched
+        teacher = watched.trace(batch) if watched else None
+        targets = batch.listed(teacher.logits.float()) if teacher and self._live else batch.targets
+        if not self._exits and not (watched and (watched.states or watched.relations)):
+            return self._on_scores(batch.listed(module(**batch.inputs)), targets, batch)
+        relations = watched.relations.layers.keys() if watched and watched.relations else ()
+        student = module.trace(**batch.inputs, relations=relations)
+        scores = batch.listed(student.logits)
+        losses = self._on_scores(scores, targets, batch)
+        if self._exits:
+            losses["exits"] = self._on_exits(student, scores, targets, batch)
+        if watched and teacher:
+            losses |= _on_states(watched, student, teacher)
+        return losses
+
+    def _on_scores(self, scores: Tensor, targets: Tensor | None, batch: Batch) -> dict[str, Tensor]:
+        terms = [(name, options, targets) for name, options in self._scores]
+        terms += [(name, options, batch.labels) for name, options in self._labels]
+        losses = {}
+        for name, options, wanted in terms:
+            if wanted is None:
+                raise ValueError(f"{name} needs {RANKING_LOSSES[name].target} values, and the batch has none")
+            losses[name] = options.weight * _mean(RANKING_LOSSES[name](scores, wanted, batch.mask, options), batch)
+        return losses
+
+    def _on_exits(self, student: Trace, scores: Tensor, targets: Tensor | None, batch: Batch) -> Tensor:
+        losses = []
+        for logits in student.exits.values():
+            early = batch.listed(logits)
+            from_final = _mean(listwise_kl(early, scores.detach(), batch.mask), batch)
+            losses.append(torch.stack([from_final, *self._on_scores(early, targets, batch).values()]).sum())
+        return self._exits * torch.stack(losses).mean()
+
+
+def _on_states(watched: Watched, student: Trace, teacher: Trace) -> dict[str, Tensor]:
+    losses = {}
+    for match in watched.states:
+        measure = hidden_mse if match.measure == "mse" else hidden_cosine
+        each = []
+        for own, theirs in match.states.items():
+            project = watched.projections.of(match, own) if watched.projections else None
+            each.append(measure(student.states[own], teacher.states[theirs], project))
+        losses[match.name] = match.weight * torch.stack(each).mean()
+    if match := watched.relations:
+        divergence = qkv_relation_kl if match.kind == "qkv" else attention_kl
+        each = [
+            divergence(student.relations[own], teacher.relations[theirs], student.layout, match.heads)
+            for own, theirs in match.layers.items()
+        ]
+        losses["relations"] = match.weight * torch.stack(each).mean()
+    return losses
+
+
+def _mean(losses: Tensor, batch: Batch) -> Tensor:
+    """Return the mean of ``losses [L]``, each list with its own weight."""
+    return (losses * batch.weights).mean()
