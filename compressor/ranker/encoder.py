@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -11,6 +13,7 @@ from compressor.ranker.layers import Layer, build_norm
 from compressor.ranker.linears import Linear, Table
 from compressor.ranker.spec import EmbeddingsSpec, RankerSpec
 from compressor.ranker.tokens import TokenLayout
+from compressor.ranker.trace import Trace, watched_relations
 
 
 class Embeddings(nn.Module):
@@ -67,15 +70,27 @@ class Encoder(nn.Module):
         values = self._run(self.layers[-1], values, layout, first_only)
         return self.head(self.pool(values, layout, first_only))
 
-    def hidden_states(
-        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
-    ) -> tuple[list[Tensor], Tensor]:
-        """Return the packed states ``[T, width]`` before the first and after each layer, and the head's result."""
+    def trace(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        token_type_ids: Tensor | None = None,
+        *,
+        relations: Collection[int] = (),
+    ) -> Trace:
+        """Return what `forward` does, with the state of every token after every layer.
+
+        Args:
+            input_ids, attention_mask, token_type_ids: as in `forward`.
+            relations: layers whose queries, keys and values are wanted.
+        """
         layout = TokenLayout.of(attention_mask)
         states = [self.embed(layout, input_ids, token_type_ids)]
-        for layer in self.layers:
-            states.append(self._run(layer, states[-1], layout))
-        return states, self.head(self.pool(states[-1], layout, first_only=False))
+        with watched_relations(self, relations) as found:
+            for layer in self.layers:
+                states.append(self._run(layer, states[-1], layout))
+        logits = self.head(self.pool(states[-1], layout, first_only=False))
+        return Trace(logits=logits, states=states, layout=layout, relations=found)
 
     def embed(self, layout: TokenLayout, input_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
         """Return the packed embeddings ``[T, width]``."""

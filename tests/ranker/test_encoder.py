@@ -41,13 +41,33 @@ def test_packed_equals_padded_reference(spec):
 
 
 @torch.inference_mode()
-def test_hidden_states_end_where_forward_ends(spec):
+def test_a_trace_ends_where_forward_ends(spec):
     batch = batch_of(spec, LENGTHS)
     module = module_of(spec)
-    states, result = module.hidden_states(**batch)
-    assert [tuple(state.shape) for state in states] == [(sum(LENGTHS), spec.width)] * (len(spec.layers) + 1)
+    trace = module.trace(**batch, relations=[0])
+    assert [tuple(state.shape) for state in trace.states] == [(sum(LENGTHS), spec.width)] * (len(spec.layers) + 1)
     # Where the head reads the first token alone, forward computes the last layer for that token only.
-    torch.testing.assert_close(module(**batch), result, rtol=0, atol=BATCH_TOLERANCE)
+    torch.testing.assert_close(module(**batch), trace.logits, rtol=0, atol=BATCH_TOLERANCE)
+    attention = module.layers[0].attention
+    normed = (
+        trace.states[0] if spec.layers[0].norm_placement == "post" else module.layers[0].attention_norm(trace.states[0])
+    )
+    for found, linear in zip(trace.relations[0], (attention.query, attention.key, attention.value), strict=True):
+        torch.testing.assert_close(found, linear(normed), rtol=0, atol=BATCH_TOLERANCE)
+
+
+def test_attention_with_gradients_gives_the_same_scores_and_finite_gradients(spec):
+    module = module_of(spec)
+    batch = batch_of(spec, LENGTHS)
+    with torch.inference_mode():
+        expected = module(**batch)
+    module.requires_grad_(True)
+    found = module(**batch)
+    torch.testing.assert_close(found.detach(), expected, rtol=0, atol=BATCH_TOLERANCE)
+    found.sum().backward()
+    grads = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    assert len(grads) > 10
+    assert all(grad.isfinite().all() for grad in grads)
 
 
 @torch.inference_mode()

@@ -1,0 +1,60 @@
+"""What a forward pass shows of its inside: states, relations between tokens, scores of exits."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from compressor.ranker.tokens import TokenLayout
+
+if TYPE_CHECKING:
+    from compressor.ranker.encoder import Encoder
+
+QueryKeyValue = tuple[Tensor, Tensor, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """One forward pass, layer by layer. States and relations are packed: padding is nowhere in them.
+
+    Attributes:
+        logits: the head's result, ``[B, 1]``, or ``[B, width]`` for a bi-encoder.
+        states: ``[T, width]`` each: the embeddings' output, then what comes out of each layer.
+        relations: queries, keys and values of the layers that were asked for, ``[T, heads * head width]`` each.
+        exits: ``[B, 1]`` by layer, for layers with an exit.
+        layout: where the T tokens stand.
+    """
+
+    logits: Tensor
+    states: list[Tensor]
+    layout: TokenLayout
+    relations: dict[int, QueryKeyValue] = field(default_factory=dict)
+    exits: dict[int, Tensor] = field(default_factory=dict)
+
+
+@contextmanager
+def watched_relations(module: Encoder, layers: Collection[int]) -> Iterator[dict[int, QueryKeyValue]]:
+    """Yield a dict that holds queries, keys and values of some layers once the forward pass has run in the block."""
+    parts: dict[int, dict[str, Tensor]] = {layer: {} for layer in layers}
+    hooks = []
+    for layer in layers:
+        attention = module.layers[layer].attention
+        for name in ("query", "key", "value"):
+
+            def keep(
+                _: object, __: object, result: Tensor, *, found: dict[str, Tensor] = parts[layer], name: str = name
+            ) -> None:
+                found[name] = result
+
+            hooks.append(getattr(attention, name).register_forward_hook(keep))
+    relations: dict[int, QueryKeyValue] = {}
+    try:
+        yield relations
+        relations |= {layer: (found["query"], found["key"], found["value"]) for layer, found in parts.items()}
+    finally:
+        for hook in hooks:
+            hook.remove()
