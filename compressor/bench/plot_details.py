@@ -1,4 +1,4 @@
-"""The small plots of a report: per-query differences, a check against its limit, curves of the history."""
+"""The small plots of a report: per-query differences, a check against its limit."""
 
 from __future__ import annotations
 
@@ -69,25 +69,6 @@ def check_plot(check: Check) -> str:
         f'<line class="limit" x1="{x(check.limit):.1f}" x2="{x(check.limit):.1f}" y1="2" y2="24"/>'
         f'<circle cx="{x(check.value):.1f}" cy="{middle}" r="4.5"/></svg>'
     )
-
-
-def curve_plot(title: str, points: Sequence[tuple[float, float]]) -> str:
-    """Draw one curve of the history."""
-    width, height, left, right, top, bottom = 340.0, 170.0, 52.0, 10.0, 26.0, 24.0
-    xs, ys = [x for x, _ in points], [y for _, y in points]
-    pad = (max(ys) - min(ys)) * 0.08 or max(abs(ys[0]) * 0.05, 1e-6)
-    x = Scale(low=min(xs), high=max(xs), start=left, end=width - right)
-    y = Scale(low=min(ys) - pad, high=max(ys) + pad, start=height - bottom, end=top)
-    parts = [f'<text class="plot-title" x="0" y="14">{escape(title)}</text>']
-    for tick in linear_ticks(y.low, y.high, 4):
-        parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
-        parts.append(f'<text class="tick" x="{left - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>')
-    for end, anchor in ((min(xs), "start"), (max(xs), "end")):
-        parts.append(f'<text class="tick" x="{x(end):.1f}" y="{height - 6}" text-anchor="{anchor}">{end:g}</text>')
-    line = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in points)
-    parts.append(f'<polyline class="curve" points="{line}"/>')
-    parts += [f'<circle class="curve-dot" cx="{x(a):.1f}" cy="{y(b):.1f}" r="2.5"/>' for a, b in points[-1:]]
-    return f'<svg viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
 
 
 def _signed(value: float) -> str:

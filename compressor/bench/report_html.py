@@ -17,7 +17,8 @@ from compressor.bench.figures import (
     shown_share,
 )  # fmt: skip
 from compressor.bench.plot import pareto_plots
-from compressor.bench.plot_details import check_plot, curve_plot, difference_plot
+from compressor.bench.plot_curves import training_plots
+from compressor.bench.plot_details import check_plot, difference_plot
 from compressor.bench.report_tables import (
     agreement_table,
     batch_table,
@@ -203,12 +204,16 @@ def _history(report: Report) -> str:
         size = f" → {entry.parameters / 1e6:.1f} M parameters" if entry.parameters else ""
         shown = f" <code>{escape(settings)}</code>" if settings else ""
         items.append(f"<li><b>{escape(entry.verb)}</b>{shown}<span class='soft'>{cost}{size}</span></li>")
-        plots += [
-            curve_plot(f"{number}. {entry.verb}: {name}", points) for name, points in entry.series.items() if points
-        ]
+        plots += training_plots(entry.series, f"{number}. {entry.verb}")
     figures = "".join(f"<figure>{plot}</figure>" for plot in plots)
-    curves = f"<div class='plots small'>{figures}</div>" if figures else ""
+    curves = f"<div class='plots'>{figures}</div>{_CURVE_WORDS}" if figures else ""
     return f"<h2>What was done</h2><ol class='passes'>{''.join(items)}</ol>{curves}"
+
+
+_CURVE_WORDS = (
+    "<p class='soft'>Losses are weighted as they enter the total; beside each name stands its last value. A curve with "
+    "many points is drawn as means over equal spans. The ring marks the best value of a dev measure.</p>"
+)
 
 
 def _setting(report: Report) -> str:

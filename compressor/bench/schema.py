@@ -6,9 +6,10 @@ may rely on the names here; a field may be added without a new version, none rem
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, field_validator
 
 from compressor.gate_settings import BenchSettings, GateSettings
 from compressor.records import Record
@@ -166,8 +167,15 @@ class HistoryEntry(Record):
     parameters: int | None = Field(default=None, description="after the pass")
     macs_per_pair: float | None = Field(default=None, description="after the pass")
     series: dict[str, list[tuple[float, float]]] = Field(
-        default_factory=dict, description="curves such as dev nDCG@10 over steps, as [x, y] points"
+        default_factory=dict,
+        description="curves of training over pairs seen, as [x, y] points: loss, loss/PART, dev/MEASURE, learning_rate",
     )
+
+    @field_validator("series")
+    @classmethod
+    def _finite_points(cls, value: dict[str, list[tuple[float, float]]]) -> dict[str, list[tuple[float, float]]]:
+        """Leave out points that JSON cannot hold."""
+        return {name: [point for point in points if all(map(math.isfinite, point))] for name, points in value.items()}
 
 
 class Report(Record):

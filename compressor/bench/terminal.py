@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich import box
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
 from compressor.bench.figures import (
@@ -17,8 +20,11 @@ from compressor.bench.figures import (
     shown_share,
 )  # fmt: skip
 from compressor.bench.schema import Report, Row, Verdict, Verdict3
+from compressor.bench.sparkline import training_line
 
 _COLORS: dict[Verdict3, str] = {"pass": "green", "fail": "red", "undecided": "yellow"}
+_WIDE = 1000  # columns: wider than any table
+_LONG = 8  # characters of a measure's name that stand in one line
 _MARKS: dict[Verdict3, str] = {"pass": "✓", "fail": "✗", "undecided": "?"}
 
 
@@ -33,9 +39,13 @@ def print_report(report: Report, console: Console | None = None) -> None:
         style="dim", highlight=False, soft_wrap=True,
     )  # fmt: skip
     for data in report.data:
-        console.print(_quality_table(report, data))
+        for measures in _measures_that_fit(report, data, console):
+            console.print(_quality_table(report, data, measures))
     for place in range(len(report.rows[0].latency)):
         console.print(_speed_table(report, place))
+    for entry in report.history:
+        if line := training_line(entry.series):
+            console.print(f"{escape(entry.verb)}: {escape(line)}", highlight=False)
     for note in report.notes:
         console.print(f"[yellow]![/yellow] {escape(note)}", highlight=False)
     if report.gate:
@@ -52,10 +62,23 @@ def print_verdict(verdict: Verdict, console: Console | None = None) -> None:
     console.print(f"[bold {color}]Gate: {escape(verdict.sentence)}[/bold {color}]", highlight=False, soft_wrap=True)
 
 
-def _quality_table(report: Report, data: str) -> Table:
+def _measures_that_fit(report: Report, data: str, console: Console) -> list[tuple[str, ...]]:
+    """Share the measures out over as few tables as the console's width allows."""
+    measures = report.settings.measures if report.data[data].judged_ids else ()
+    shares: list[tuple[str, ...]] = [measures[:1]]
+    for measure in measures[1:]:
+        longer = (*shares[-1], measure)
+        unbounded = console.options.update_width(_WIDE)
+        if Measurement.get(console, unbounded, _quality_table(report, data, longer)).maximum <= console.width:
+            shares[-1] = longer
+        else:
+            shares.append((measure,))
+    return shares
+
+
+def _quality_table(report: Report, data: str, measures: Sequence[str]) -> Table:
     summary = report.data[data]
     table = _table(f"{escape(data)}: {summary.n_queries:,} queries, {len(summary.judged_ids):,} judged")
-    measures = report.settings.measures if summary.judged_ids else ()
     for measure in measures:
         _add_numbers(table, measure, "loss %", "< %")
     _add_numbers(table, "τ", "top 10")
@@ -101,14 +124,15 @@ def _table(title: str) -> Table:
         title=title, title_justify="left", title_style="bold", caption_justify="left", box=box.SIMPLE_HEAD,
         padding=(0, 1), collapse_padding=True, pad_edge=False, show_edge=False,
     )  # fmt: skip
-    table.add_column("row", no_wrap=True)
+    table.add_column("row", overflow="fold")
     return table
 
 
 def _add_numbers(table: Table, *heads: str) -> None:
     for head in heads:
-        # Long names of baselines break over lines; numbers never do.
-        table.add_column(head.replace("_", " "), justify="right")
+        # Long names of baselines and measures break over lines; numbers never do.
+        broken = head.replace("@", "\n@") if len(head) > _LONG else head
+        table.add_column(broken.replace("_", " "), justify="right")
 
 
 def _name(row: Row) -> str:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import re
 from html.parser import HTMLParser
 
@@ -15,7 +16,7 @@ from compressor.bench.report_html import headline_row, render_html
 from compressor.bench.schema import HistoryEntry, Report
 from compressor.bench.terminal import print_report
 from compressor.errors import InputError
-from compressor.gate_settings import GateSettings
+from compressor.gate_settings import BenchSettings, GateSettings
 from tests.bench.made_report import made_report, made_row
 
 VALUES = [0.5 + 0.004 * i for i in range(40)]
@@ -29,7 +30,7 @@ def report() -> Report:
         made_row("model", WORSE, VALUES, speed=3.0, noise=0.05),
         made_row("<b>&small", WORSE, VALUES, speed=5.0),
     ]
-    history = [HistoryEntry(verb="distill", series={"dev nDCG@10": [(0, 0.5), (10, 0.6)]})]
+    history = [HistoryEntry(verb="distill", series={"dev/nDCG@10": [(0, 0.5), (10, 0.6)], "loss": [(0, 2), (10, 1)]})]
     made = made_report(*rows, history=history, notes=["The machine was busy."])
     settings = GateSettings(max_loss={"nDCG@10": "1%"}, max_size_mb=10)
     return made.model_copy(update={"gate": gate_report(made, settings)})
@@ -162,6 +163,36 @@ def test_the_terminal_fits_80_columns_and_shows_the_verdict(report):
     assert "…" not in text
     assert "Gate: fail: 4 checks (2 pass, 2 fail)." in text
     assert "! The machine was busy." in text
+
+
+@pytest.mark.parametrize(
+    "measures", [("nDCG@10", "RR(rel=2)@10"), ("nDCG@10", "RR@10", "AP", "nDCG(dcg='exp-log2')@10")]
+)
+def test_heads_and_numbers_of_many_measures_are_never_cut(measures):
+    rows = [made_row("stock_onnx_fp32", VALUES, VALUES), made_row("a_rather_long_name_of_a_row", WORSE, VALUES)]
+    found = rows[0].quality["hand/test"]["nDCG@10"]
+    rows = [row.model_copy(update={"quality": {"hand/test": dict.fromkeys(measures, found)}}) for row in rows]
+    stream = io.StringIO()
+    print_report(made_report(*rows, settings=BenchSettings(measures=measures)), Console(file=stream, width=80))
+    text = stream.getvalue()
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 80
+    assert text.count(f"{found.mean:.4f}") == 2 * len(measures)
+    for part in {part for measure in measures for part in measure.split("@")}:
+        assert part in text
+
+
+def test_points_that_json_cannot_hold_are_left_out(report, tmp_path):
+    entry = HistoryEntry(verb="distill", series={"loss": [(0, 1), (1, math.nan), (2, math.inf), (3, 0.5)]})
+    assert entry.series == {"loss": [(0, 1), (3, 0.5)]}
+    write_report(report.changed(history=[entry]), tmp_path)
+    assert read_report(tmp_path).history == [entry]
+
+
+def test_the_terminal_has_a_line_for_each_training_pass(report):
+    stream = io.StringIO()
+    print_report(report, Console(file=stream, width=80))
+    assert "distill: loss █▁ 2 → 1   nDCG@10 ▁█ 0.6000\n" in stream.getvalue()
 
 
 def test_ticks_are_round_and_inside():
