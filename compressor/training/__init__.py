@@ -1,0 +1,1 @@
+"""Training: lists of candidates, batches, the loop, its checkpoints and its teachers' labels."""

@@ -1,0 +1,287 @@
+"""The training loop: steps of several lists, micro-batches, dev evaluation, exact resume, several processes."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, reduce
+from torch import Tensor, nn
+
+from compressor.errors import RunError
+from compressor.ranker.encoder import Encoder
+from compressor.storage import sha256_json
+from compressor.training.batches import Batch, ListSource
+from compressor.training.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    named_moments,
+    restore_moments,
+    save_checkpoint,
+)
+from compressor.training.curves import BestOnDev, CurveBook, Points
+from compressor.training.lists import TrainingList
+from compressor.training.live_line import Speed, live_line
+from compressor.training.optimizer import MovingAverage, build_optimizer, learning_rate
+from compressor.training.precision import autocast
+from compressor.training.settings import TrainingSettings
+from compressor.training.steps import StepPlan, micro_batches
+
+Loss = Callable[[Encoder, Batch], Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingResult:
+    """What a training made.
+
+    Attributes:
+        weights: fp32 by name: the best on dev data, else the moving average, else the last.
+        curves: points over pairs seen: ``loss``, ``loss/PART``, ``dev/MEASURE``, ``learning_rate``.
+        steps, pairs: how many were done and seen.
+        pairs_per_s: of this process's run, evaluations and the first steps left out.
+        stopped_early: whether dev data ended it.
+    """
+
+    weights: dict[str, Tensor]
+    curves: dict[str, Points]
+    steps: int
+    pairs: int
+    pairs_per_s: float
+    stopped_early: bool
+
+
+def train(
+    module: Encoder,
+    source: ListSource,
+    loss: Loss,
+    settings: TrainingSettings,
+    *,
+    scratch: Path,
+    seed: int,
+    evaluate: Callable[[Encoder], float] | None = None,
+    after_step: Callable[[Encoder], None] | None = None,
+    extra: nn.Module | None = None,
+    key: str = "",
+) -> TrainingResult:
+    """Train a module in place and return its weights.
+
+    Runs on accelerate's devices: a GPU where there is one, and each process of ``accelerate launch`` takes its share of
+    every step's lists. A killed run goes on from its last checkpoint with the same losses as an unbroken one.
+
+    Args:
+        module: the student, fp32.
+        source: its lists and their pairs.
+        loss: the weighted parts of a batch's loss by name, each a mean; their sum is minimized.
+        settings: how long, how fast, how exactly.
+        scratch: where checkpoints are kept.
+        seed: for the order of lists and for dropout.
+        evaluate: measures the module on dev data, higher is better; called every ``settings.evaluate_every`` steps.
+        after_step: called with the module after each step, to make promises true again.
+        extra: parameters that are trained along and thrown away.
+        key: hash of what else the loss depends on: checkpoints under another key are not used.
+
+    Raises:
+        RunError: a loss is NaN or infinite; names the step and the part.
+    """
+    return _Run(module, source, loss, settings, scratch, seed, evaluate, after_step, extra, key).result()
+
+
+@dataclass
+class _Run:
+    module: Encoder
+    source: ListSource
+    loss: Loss
+    settings: TrainingSettings
+    scratch: Path
+    seed: int
+    evaluate: Callable[[Encoder], float] | None
+    after_step: Callable[[Encoder], None] | None
+    extra: nn.Module | None
+    loss_key: str
+    step: int = 0
+    pairs: int = 0
+    stopped_early: bool = False
+    book: CurveBook = field(default_factory=CurveBook)
+
+    def __post_init__(self) -> None:
+        self.state = PartialState()
+        self.device = self.state.device if self.state.device.type == "cuda" else torch.device("cpu")
+        settings = self.settings
+        self.module.to(self.device).train(settings.dropout)
+        self.module.gradient_checkpointing = settings.gradient_checkpointing
+        named = {name: one for name, one in self.module.named_parameters() if one.requires_grad}
+        if self.extra is not None:
+            self.extra.to(self.device)
+            named |= {f"extra.{name}": one for name, one in self.extra.named_parameters()}
+        self.parameters = named
+        self.optimizer = build_optimizer(named, settings)
+        self.average = MovingAverage(settings.ema, self._weights()) if settings.ema is not None else None
+        self.best = BestOnDev(patience=settings.patience)
+        self.steps = StepPlan(source=self.source, settings=settings, seed=self.seed)
+        self.n_steps = self.steps.count()
+        shapes = {name: list(one.shape) for name, one in named.items()}
+        # Another set of processes sums in another order: its losses are as good, but not the same.
+        data, n_processes = self.source.data.fingerprint, self.state.num_processes
+        self.key = sha256_json([settings.model_dump(mode="json"), self.seed, self.loss_key, data, shapes, n_processes])
+
+    def result(self) -> TrainingResult:
+        torch.manual_seed(self.seed)
+        self._resume()
+        speed, saved_at = Speed(), time.monotonic()
+        with live_line(self.n_steps, self.step, is_shown=self.state.is_main_process) as show:
+            for lists in self.steps.after(self.step, self.n_steps):
+                total, n_pairs = self._one_step(lists)
+                speed.add(n_pairs)
+                if self._is_due():
+                    start = time.perf_counter()
+                    self._evaluate()
+                    speed.leave_out(time.perf_counter() - start)
+                show(self.step, total, self._dev_text(), speed.pairs_per_s)
+                if self.stopped_early:
+                    break
+                if self._agreed(time.monotonic() - saved_at >= self.settings.checkpoint_every_s):
+                    self._save()
+                    saved_at = time.monotonic()
+        self._save()
+        weights = self.best.weights or (self.average.weights if self.average else self._weights())
+        return TrainingResult(
+            weights={name: weight.detach().float().cpu().clone() for name, weight in weights.items()},
+            curves=self.book.thinned(),
+            steps=self.step,
+            pairs=self.pairs,
+            pairs_per_s=speed.pairs_per_s,
+            stopped_early=self.stopped_early,
+        )
+
+    def _weights(self) -> dict[str, Tensor]:
+        return dict(self.module.state_dict())
+
+    def _one_step(self, lists: list[TrainingList]) -> tuple[float, int]:
+        rate = learning_rate(self.settings, self.step, self.n_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        parts: dict[str, float] = {}
+        own = lists[self.state.process_index :: self.state.num_processes]
+        for batch in self._batches(own):
+            share = len(batch.mask) / len(lists)
+            with autocast(self.settings.precision, self.device):
+                losses = self.loss(self.module, batch)
+            total = torch.stack(list(losses.values())).sum()
+            for name, value in losses.items():
+                parts[name] = parts.get(name, 0.0) + share * self._finite(name, value)
+            (total * share).backward()
+        if self.state.num_processes > 1:
+            self._average_gradients()
+            parts = {
+                name: float(reduce(torch.tensor(value, device=self.device), "sum")) for name, value in parts.items()
+            }
+        torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.after_step:
+            self.after_step(self.module)
+        self.step += 1
+        n_pairs = sum(len(one.documents) for one in lists)
+        self.pairs += n_pairs
+        if self.average:
+            self.average.update(self._weights(), self.step)
+        loss = sum(parts.values())
+        curves = {"loss": loss, **{f"loss/{name}": value for name, value in parts.items()}, "learning_rate": rate}
+        self.book.record(self.pairs, curves)
+        return loss, n_pairs
+
+    def _batches(self, lists: list[TrainingList]) -> Iterator[Batch]:
+        if not lists:
+            return
+        encoded = self.source.encode(lists)
+        ends = np.cumsum([len(one.documents) for one in lists])
+        rows = np.split(np.arange(ends[-1]), ends[:-1])
+        for group in micro_batches([encoded.lengths[each] for each in rows], self.settings.batch_tokens):
+            chosen = np.concatenate([rows[one] for one in group])
+            yield self.source.batch([lists[one] for one in group], encoded, chosen).to(self.device)
+
+    def _finite(self, name: str, value: Tensor) -> float:
+        number = float(value.detach())
+        if not math.isfinite(number):
+            raise RunError(
+                f"the loss '{name}' is {number} at step {self.step + 1}: lower learning_rate, or look for "
+                "broken scores or labels"
+            )
+        return number
+
+    def _average_gradients(self) -> None:
+        for parameter in self.parameters.values():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            parameter.grad = reduce(parameter.grad, "sum")
+
+    def _is_due(self) -> bool:
+        every = self.settings.evaluate_every
+        return bool(self.evaluate and every and (self.step % every == 0 or self.step == self.n_steps))
+
+    def _evaluate(self) -> None:
+        assert self.evaluate is not None  # noqa: S101  # `_is_due` asked
+        own = self._weights()
+        if self.average:
+            kept = {name: weight.clone() for name, weight in own.items()}
+            self.module.load_state_dict(self.average.weights)
+        dev = self.evaluate(self.module)
+        self.book.record(self.pairs, {f"dev/{self.settings.dev_measure}": dev})
+        self.best.take(dev, self._weights())
+        if self.average:
+            self.module.load_state_dict(kept)
+        self.stopped_early = self.best.is_over
+
+    def _dev_text(self) -> str:
+        dev = self.book.last(f"dev/{self.settings.dev_measure}")
+        return "" if dev is None else f"{self.settings.dev_measure} {dev:.4f}"
+
+    def _agreed(self, wish: bool) -> bool:
+        """Return the main process's wish: clocks differ, and checkpoints are taken together."""
+        return bool(broadcast_object_list([wish])[0]) if self.state.num_processes > 1 else wish
+
+    def _save(self) -> None:
+        if self.state.is_main_process and self.n_steps:
+            names = {id(one): name for name, one in self.parameters.items()}
+            tensors = {f"module.{name}": weight for name, weight in self._weights().items()}
+            tensors |= {name: one for name, one in self.parameters.items() if name.startswith("extra.")}
+            tensors |= {f"best.{name}": weight for name, weight in self.best.weights.items()}
+            tensors |= {f"average.{name}": one for name, one in (self.average.weights if self.average else {}).items()}
+            tensors |= named_moments(self.optimizer, names) | {"random": torch.get_rng_state()}
+            values = {"pairs": self.pairs, "best": self.best.counters(), "curves": self.book.points}
+            values["stopped_early"] = self.stopped_early
+            save_checkpoint(self.scratch, Checkpoint(key=self.key, step=self.step, tensors=tensors, values=values))
+        self.state.wait_for_everyone()
+
+    def _resume(self) -> None:
+        found = load_checkpoint(self.scratch, self.key)
+        if found is None:
+            return
+        tensors, values = found.tensors, found.values
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {
+                name.removeprefix(prefix): one.to(self.device)
+                for name, one in tensors.items()
+                if name.startswith(prefix)
+            }
+
+        self.module.load_state_dict(part("module."))
+        with torch.no_grad():
+            for name, weight in part("extra.").items():
+                self.parameters[f"extra.{name}"].copy_(weight)
+        restore_moments(self.optimizer, {id(one): name for name, one in self.parameters.items()}, tensors)
+        self.best.restore(values["best"], part("best."))
+        if self.average:
+            self.average.weights = part("average.")
+        torch.set_rng_state(tensors["random"])
+        self.step, self.pairs = found.step, values["pairs"]
+        self.book.restore(values["curves"])
+        if values["stopped_early"]:
+            self.stopped_early, self.n_steps = True, self.step
