@@ -24,6 +24,10 @@ T = TypeVar("T")
 _HALF_WRITTEN = re.compile(r"\..+\.(partial|old)-\w+")
 
 
+class HeldError(InputError):
+    """Another process holds the folder. Whoever can wait may try again."""
+
+
 def sha256_file(path: Path) -> str:
     """Return the SHA-256 of a file's bytes as hex."""
     with path.open("rb") as stream:
@@ -99,7 +103,8 @@ def sole_writer(folder: Path) -> Iterator[None]:
     """Hold a folder, made where it is missing, for one process; first clear away what a killed one left half-written.
 
     Raises:
-        InputError: another process holds it, or it cannot be made.
+        HeldError: another process holds it.
+        InputError: it cannot be made.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -190,7 +195,7 @@ def _held(folder: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go however this process ends
         except BlockingIOError:
             fix = "wait until it ends, or name another folder"
-            raise InputError(Fault(source=folder, found="a folder that another run is writing to", fix=fix)) from None
+            raise HeldError(Fault(source=folder, found="a folder that another run is writing to", fix=fix)) from None
         yield
     finally:
         os.close(handle)

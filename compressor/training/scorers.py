@@ -1,0 +1,139 @@
+"""How a teacher labels pairs fast: through its written ONNX graph in fp32, or in torch where only torch has the GPU.
+
+The exported graph, not int8: a dynamic scale is taken over a whole batch, so an int8 score depends on its batch mates,
+and what is stored for a pair would depend on when it was scored. In fp32 the graph agrees with the torch module, and so
+with the stock model, within the rounding of sums (about 4e-6 on logits of size 10; 1e-4 is enforced at each export).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from compressor import __version__
+from compressor.data.cache import cache_folder
+from compressor.data.ranking_data import Pair
+from compressor.data.teacher_scores import Scorer
+from compressor.errors import Fault, InputError
+from compressor.storage import whole_folder
+
+if TYPE_CHECKING:
+    from compressor.ranker.ranker import Ranker
+
+_GPU_BATCH_TOKENS = 65_536
+_GRAPH = Path("onnx/model.onnx")
+
+
+def open_scorer(ranker: Ranker, name: str) -> tuple[Scorer, str]:
+    """Return a function that scores pairs of texts with a teacher, and in words how it does.
+
+    Raises:
+        InputError: the teacher is quantized.
+        RunError: its graph does not score as it does.
+    """
+    import onnxruntime
+    import torch
+
+    refuse_quantized_teacher(ranker, name)
+    providers = [each for each in onnxruntime.get_available_providers() if each.startswith("CUDA")]
+    if torch.cuda.is_available() and not providers:
+        return torch_scorer(ranker, "cuda"), "torch, fp32, CUDA"
+    if providers:
+        return graph_scorer(ranker, [*providers, "CPUExecutionProvider"]), "exported graph, fp32, CUDA"
+    return graph_scorer(ranker), "exported graph, fp32"
+
+
+def graph_scorer(ranker: Ranker, providers: Sequence[str] | None = None) -> Scorer:
+    """Score through the written graph in ONNX Runtime, with all threads, in batches sorted by length."""
+    from compressor.runtime.ranker import OnnxRanker
+
+    runtime = OnnxRanker.load(graph_folder(ranker), providers=providers)
+
+    def score(pairs: Sequence[Pair], advance: Callable[[int], object]) -> np.ndarray:
+        return runtime.score(pairs, on_scored=advance)
+
+    return score
+
+
+def graph_folder(ranker: Ranker) -> Path:
+    """Return the folder with the ranker's fp32 graph and tokenizer in the cache, made where it is not there yet.
+
+    It is named by the ranker's fingerprint and this version of rankpress, and appears whole; the graph is compared with
+    the torch module before it is kept.
+
+    Raises:
+        RunError: the graph does not score as the ranker does; nothing is kept.
+    """
+    from compressor.export.configs import tokenizer_files, write_config
+    from compressor.export.encoder import write_graph
+    from compressor.export.parity import check_parity, parity_batches
+    from compressor.storage import write_json
+
+    folder = cache_folder("teacher-graphs") / f"{ranker.fingerprint}-{__version__}"
+    if folder.is_dir():
+        return folder
+    with whole_folder(folder) as partial:
+        (partial / _GRAPH).parent.mkdir()
+        (partial / _GRAPH).write_bytes(write_graph(ranker.spec, ranker.weights, "ort").SerializeToString())
+        check_parity(ranker, partial / _GRAPH, parity_batches(ranker, ()))
+        write_json(partial / "config.json", write_config(ranker))
+        for name, content in tokenizer_files(ranker).items():
+            (partial / name).write_bytes(content)
+    return folder
+
+
+def torch_scorer(ranker: Ranker, device: str) -> Scorer:
+    """Score in torch in fp32 on a device; TF32 stays off, as torch has it by default."""
+    import torch
+
+    from compressor.runtime.batching import padded, token_budget_batches
+
+    module = ranker.trainable().requires_grad_(False).eval().to(device)
+    is_bi_encoder = ranker.spec.output_name == "embedding"
+
+    def run(texts: Sequence[Pair] | Sequence[str], advance: Callable[[int], object]) -> np.ndarray:
+        encode = ranker.tokenizer.encode_texts if is_bi_encoder else ranker.tokenizer.encode_pairs
+        encoded = encode(texts)  # type: ignore[arg-type]  # texts for the one, pairs for the other
+        results = np.empty((len(texts), ranker.spec.width if is_bi_encoder else 1), dtype=np.float32)
+        with torch.inference_mode():
+            for rows in token_budget_batches(encoded.lengths, _GPU_BATCH_TOKENS):
+                inputs = padded(encoded, rows, ranker.spec.pad_id)
+                tensors = {key: torch.from_numpy(array).to(device) for key, array in inputs.items()}
+                results[rows] = module(**tensors).float().cpu().numpy()
+                advance(len(rows))
+        return results
+
+    def score(pairs: Sequence[Pair], advance: Callable[[int], object]) -> np.ndarray:
+        if not is_bi_encoder:
+            return run(pairs, advance)[:, 0]
+        queries = run([query for query, _ in pairs], _ignore)
+        documents = run([document for _, document in pairs], advance)
+        return np.asarray((queries * documents).sum(axis=1))
+
+    return score
+
+
+def refuse_quantized_teacher(ranker: Ranker, name: str) -> None:
+    """Refuse a teacher whose linears are rounded: its scores would depend on batch mates.
+
+    Raises:
+        InputError: says what to name instead.
+    """
+    from compressor.ranker.cost import linears_of
+
+    if any(linear.precision.kind != "fp32" for _, linear in linears_of(ranker.spec)):
+        raise InputError(
+            Fault(
+                source="teacher",
+                found=f"{name}, a quantized ranker, whose scores depend on their batch mates",
+                allowed="a ranker in fp32",
+                fix="name the folder under stages/ from before its quantize",
+            )
+        )
+
+
+def _ignore(n: int) -> None:
+    """Take a progress report and show nothing."""

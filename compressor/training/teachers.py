@@ -1,0 +1,82 @@
+"""Teachers as a recipe names them: rankers that score, and files of scores. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, PositiveFloat
+
+from compressor.data.score_formats import ScoreFormat
+from compressor.errors import Fault, InputError
+from compressor.records import Record
+from compressor.storage import sha256_file
+
+OWN = "self"
+
+
+class RankerTeacher(Record):
+    """A ranker that scores the pairs itself.
+
+    ``ranker``: ``self`` (the recipe's teacher), ``packaged``, a folder, an ONNX file, or a hub id.
+    ``weight``: its share in a mean of several.
+    """
+
+    ranker: str = Field(default=OWN, min_length=1)
+    weight: PositiveFloat = 1.0
+
+    @property
+    def name(self) -> str:
+        return "the teacher" if self.ranker == OWN else Path(self.ranker).name
+
+    def placed(self, base: Path) -> Self:
+        """Return the record with a path made absolute; hub ids and names stay."""
+        path = (base / Path(self.ranker).expanduser()).resolve()
+        is_path = self.ranker != OWN and path.exists()
+        return self.changed(ranker=str(path)) if is_path else self
+
+    def fingerprints(self) -> Mapping[str, str]:
+        """Return a hash of the ranker's files by its name; the recipe's own teacher is hashed with the recipe.
+
+        Raises:
+            InputError: there is no such ranker.
+        """
+        from compressor.families import teacher_fingerprint
+
+        return {} if self.ranker == OWN else {self.ranker: teacher_fingerprint(self.ranker, Path())}
+
+
+class FileTeacher(Record):
+    """A file of scores that something else has made.
+
+    ``scores``: the file.
+    ``format``: one of the names in `compressor.data.score_formats`; by default what the file looks like.
+    ``weight``: its share in a mean of several.
+    """
+
+    scores: str = Field(min_length=1)
+    format: ScoreFormat | Literal["auto"] = "auto"
+    weight: PositiveFloat = 1.0
+
+    @property
+    def name(self) -> str:
+        return Path(self.scores).name
+
+    def placed(self, base: Path) -> Self:
+        """Return the record with an absolute path."""
+        return self.changed(scores=str((base / Path(self.scores).expanduser()).resolve()))
+
+    def fingerprints(self) -> Mapping[str, str]:
+        """Return the hash of the file by its path.
+
+        Raises:
+            InputError: there is no such file.
+        """
+        path = Path(self.scores)
+        if not path.is_file():
+            raise InputError(Fault(source=path, found="no such file", allowed="a file of teacher scores"))
+        return {self.scores: sha256_file(path)}
+
+
+Teacher = RankerTeacher | FileTeacher
