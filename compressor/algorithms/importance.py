@@ -7,13 +7,11 @@ from typing import TypedDict
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from compressor.algorithms.calibration import CalibrationBatch, calibration_batches, head_result, run_layers, scores_of
 from compressor.progress import progress
 from compressor.ranker.encoder import Encoder
-from compressor.ranker.ranker import BATCH_TOKENS, Ranker
-from compressor.ranker.tokens import TokenLayout
-from compressor.runtime.batching import padded, token_budget_batches
+from compressor.ranker.ranker import Ranker
 
 
 class Removal(TypedDict):
@@ -55,7 +53,7 @@ def drop_least_important_layers(
     Returns:
         The indices kept, ascending, and one record per removal: the layer dropped and every candidate's score change.
     """
-    batches = _batches(ranker, pairs)
+    batches = calibration_batches(ranker, pairs)
     queries = [query for query, _ in pairs]
     kept = list(range(len(ranker.spec.layers)))
     n_trials = sum(range(n_keep + 1, len(kept) + 1))
@@ -72,36 +70,17 @@ def drop_least_important_layers(
     return kept, removals
 
 
-_Batch = tuple[np.ndarray, TokenLayout, Tensor]
-
-
-def _batches(ranker: Ranker, pairs: Sequence[tuple[str, str]]) -> list[_Batch]:
-    encoded = ranker.tokenizer.encode_pairs(pairs)
-    batches = []
-    with torch.inference_mode():
-        for rows in token_budget_batches(encoded.lengths, BATCH_TOKENS):
-            inputs = {k: torch.from_numpy(v) for k, v in padded(encoded, rows, ranker.spec.pad_id).items()}
-            layout = TokenLayout.of(inputs["attention_mask"])
-            embedded = ranker.module.embed(layout, inputs["input_ids"], inputs.get("token_type_ids"))
-            batches.append((rows, layout, embedded))
-    return batches
-
-
 def _leave_one_out(
-    module: Encoder, batches: list[_Batch], kept: list[int], trials: Sequence[int | None], n_pairs: int
+    module: Encoder, batches: list[CalibrationBatch], kept: list[int], trials: Sequence[int | None], n_pairs: int
 ) -> dict[int | None, np.ndarray]:
     """Return the scores without each trial layer (None: with all kept); states before the layer are computed once."""
-    scores: dict[int | None, np.ndarray] = {trial: np.empty(n_pairs) for trial in trials}
-    for rows, layout, values in batches:
+    results: dict[int | None, list[np.ndarray]] = {trial: [] for trial in trials}
+    for batch in batches:
+        values = batch.embedded
         for place, layer in enumerate([*kept, None]):
-            if layer in scores:
-                scores[layer][rows] = _finish(module, layout, values, kept[place + 1 :])
+            if layer in results:
+                finished = run_layers(module, batch, values, kept[place + 1 :])
+                results[layer].append(head_result(module, batch, finished))
             if layer is not None:
-                values = module.layers[layer](values, layout)
-    return scores
-
-
-def _finish(module: Encoder, layout: TokenLayout, values: Tensor, layers: list[int]) -> np.ndarray:
-    for layer in layers:
-        values = module.layers[layer](values, layout)
-    return module.head(module.pool(values, layout, first_only=False))[:, 0].numpy()
+                values = module.layers[layer](values, batch.layout)
+    return {trial: scores_of(batches, found, n_pairs) for trial, found in results.items()}

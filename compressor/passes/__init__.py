@@ -1,6 +1,6 @@
 """The catalogue of passes: one file per verb. Importing it registers them all; no torch is loaded."""
 
-from compressor.passes import drop_layers, quantize
+from compressor.passes import drop_layers, quantize, subclone
 from compressor.passes.contract import NeedError, Pass, PlanError, Promise, Supply
 
-__all__ = ["NeedError", "Pass", "PlanError", "Promise", "Supply", "drop_layers", "quantize"]
+__all__ = ["NeedError", "Pass", "PlanError", "Promise", "Supply", "drop_layers", "quantize", "subclone"]

@@ -17,6 +17,7 @@ class Case:
     Attributes:
         neutral: settings that must leave scores unchanged.
         active: settings that change the tiny ranker (2 layers, width 16).
+        again: settings that make sense after ``active``, where the neutral ones do not.
         masked: scores of the untouched ranker with the removed parts switched off, for law 7; None with ``no_mask``.
         batch_atol: how far batch mates may move a score after the pass, and the cause.
         export_atol: how far ONNX may be from torch after the pass, and the cause.
@@ -24,6 +25,7 @@ class Case:
 
     neutral: dict[str, Any]
     active: dict[str, Any]
+    again: dict[str, Any] = field(default_factory=dict)
     masked: Callable[..., np.ndarray] | None = None
     no_mask: str = ""
     batch_atol: tuple[float, str] = (1e-5, "fp32 sums in another order")
@@ -35,14 +37,37 @@ def without_layers(*dropped: int) -> Callable[..., np.ndarray]:
     """Return a function that scores pairs while skipping whole layers of the module."""
 
     def scores(ranker: Any, pairs: list[tuple[str, str]]) -> np.ndarray:
-        from compressor.algorithms.importance import _batches, _finish
+        from compressor.algorithms.calibration import calibration_batches, head_result, run_layers, scores_of
 
-        result = np.empty(len(pairs))
-        kept = [index for index in range(len(ranker.spec.layers)) if index not in dropped]
+        module, kept = ranker.module, [index for index in range(len(ranker.spec.layers)) if index not in dropped]
         with torch.inference_mode():
-            for rows, layout, values in _batches(ranker, pairs):
-                result[rows] = _finish(ranker.module, layout, values, kept)
-        return result
+            batches = calibration_batches(ranker, pairs)
+            states = [run_layers(module, batch, batch.embedded, kept) for batch in batches]
+            results = [head_result(module, batch, found) for batch, found in zip(batches, states, strict=True)]
+            return scores_of(batches, results, len(pairs))
+
+    return scores
+
+
+def with_most_active(n_heads: int, n_neurons: int, n_pairs: int = 256, seed: int = 12) -> Callable[..., np.ndarray]:
+    """Return a function that scores pairs while all but a layer's most active heads and neurons give zeros."""
+
+    def scores(ranker: Any, pairs: list[tuple[str, str]]) -> np.ndarray:
+        from compressor.algorithms.activation_statistics import measure_activations
+        from compressor.algorithms.calibration import calibration_batches
+        from tests.tiny import build_data
+
+        data = build_data()
+        batches = calibration_batches(ranker, data.texts(data.sample_pairs(n_pairs, seed)))
+        statistics, weights = measure_activations(ranker.module, batches), dict(ranker.weights)
+        for index, layer in enumerate(ranker.spec.layers):
+            quiet = statistics.heads[index].argsort()[:-n_heads, None] * layer.attention.head_width
+            gone = {"attention.output": (quiet + torch.arange(layer.attention.head_width)).flatten()}
+            gone["ffn.down"] = statistics.neurons[index].argsort()[:-n_neurons]
+            for name, columns in gone.items():
+                weight = weights[f"layers.{index}.{name}.weight"]
+                weights[f"layers.{index}.{name}.weight"] = weight.index_fill(1, columns, 0.0)
+        return ranker.changed(weights=weights).score(pairs)
 
     return scores
 
@@ -53,6 +78,7 @@ CASES = {
     "drop_layers": Case(
         neutral={"keep": [0, 1]},
         active={"keep": [1]},
+        again={"keep": [0]},  # what is left of two layers
         masked=without_layers(0),
         mistyped={"keeps": [1]},
     ),
@@ -64,10 +90,18 @@ CASES = {
         export_atol=(0.05, "a sum that lands on the other side of a rounding step moves by one step of 1/255"),
         mistyped={"schema": "int8_dynamic"},
     ),
+    "subclone": Case(
+        neutral={"width": 16, "heads": 2, "ffn_width": 32, "layers": 2},
+        active={"heads": 1, "ffn_width": 20},
+        again={"width": 8},
+        masked=with_most_active(n_heads=1, n_neurons=20),  # for widths see tests/passes/test_subclone.py
+        mistyped={"widths": 8},
+    ),
 }
 
 # Ordered pairs of passes that are refused, with what the message must say.
 FORBIDDEN = {
     ("quantize", "drop_layers"): "put drop_layers before quantize",
     ("quantize", "quantize"): "put quantize before quantize",
+    ("quantize", "subclone"): "put subclone before quantize",
 }

@@ -1,0 +1,74 @@
+"""Calibration texts as embedded batches, from which layers are run one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from compressor.ranker.encoder import Encoder
+from compressor.ranker.ranker import BATCH_TOKENS, Ranker
+from compressor.ranker.spec import SimilarityHead
+from compressor.ranker.tokens import TokenLayout
+from compressor.runtime.batching import padded, token_budget_batches
+from compressor.runtime.tokenizer import Encoded
+
+
+class CalibrationBatch(NamedTuple):
+    """Some rows of the calibration set.
+
+    Attributes:
+        rows: int64 ``[B]``, their places in the set.
+        inputs: what the encoder is fed, padded ``[B, S]``.
+        layout: where their tokens stand.
+        embedded: the packed embeddings ``[T, width]``; no padding is among them.
+    """
+
+    rows: np.ndarray
+    inputs: dict[str, Tensor]
+    layout: TokenLayout
+    embedded: Tensor
+
+
+def calibration_batches(ranker: Ranker, pairs: Sequence[tuple[str, str]]) -> list[CalibrationBatch]:
+    """Embed pairs in batches of similar length; of a bi-encoder all queries' rows, then all documents'."""
+    encoded = _encoded(ranker, pairs)
+    batches = []
+    with torch.inference_mode():
+        for rows in token_budget_batches(encoded.lengths, BATCH_TOKENS):
+            inputs = {k: torch.from_numpy(v) for k, v in padded(encoded, rows, ranker.spec.pad_id).items()}
+            layout = TokenLayout.of(inputs["attention_mask"])
+            embedded = ranker.module.embed(layout, inputs["input_ids"], inputs.get("token_type_ids"))
+            batches.append(CalibrationBatch(rows, inputs, layout, embedded))
+    return batches
+
+
+def _encoded(ranker: Ranker, pairs: Sequence[tuple[str, str]]) -> Encoded:
+    if isinstance(ranker.spec.head, SimilarityHead):
+        return ranker.tokenizer.encode_texts([query for query, _ in pairs] + [document for _, document in pairs])
+    return ranker.tokenizer.encode_pairs(pairs)
+
+
+def run_layers(module: Encoder, batch: CalibrationBatch, values: Tensor, layers: Sequence[int]) -> Tensor:
+    """Return packed states ``[T, width]`` after some of the layers."""
+    for layer in layers:
+        values = module.layers[layer](values, batch.layout)
+    return values
+
+
+def head_result(module: Encoder, batch: CalibrationBatch, values: Tensor) -> np.ndarray:
+    """Return what the head makes of a batch's last states: logits ``[B, 1]``, or vectors ``[B, width]``."""
+    return module.head(module.pool(values, batch.layout, first_only=False)).numpy()
+
+
+def scores_of(batches: Sequence[CalibrationBatch], results: Sequence[np.ndarray], n_pairs: int) -> np.ndarray:
+    """Return the scores float32 ``[n_pairs]``, in the set's order, of each batch's head result."""
+    gathered = np.empty((sum(map(len, results)), results[0].shape[1]), dtype=np.float32)
+    for batch, result in zip(batches, results, strict=True):
+        gathered[batch.rows] = result
+    if len(gathered) == n_pairs:
+        return gathered[:, 0]
+    return (gathered[:n_pairs] * gathered[n_pairs:]).sum(axis=1)  # a bi-encoder's
