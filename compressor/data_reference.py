@@ -6,9 +6,10 @@ import re
 from pathlib import Path
 from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from compressor.errors import Fault, InputError, suggest
+from compressor.records import Record
 
 BUILT_IN: Final = "api-docs"
 BUILT_IN_SPLITS: Final = ("train", "dev", "test")
@@ -18,7 +19,7 @@ _FORMS: Final = f"{BUILT_IN}/SPLIT, a BEIR folder, a BEIR folder/SPLIT, or {IR_D
 _BM25: Final = re.compile(r"bm25(:(?P<depth>[1-9]\d*))?")
 
 
-class DataReference(BaseModel):
+class DataReference(Record):
     """One collection, or one split of it, as a recipe names it.
 
     Written as a string (``api-docs/test``, ``path/to/beir/SPLIT``, ``ir_datasets:beir/scifact/test``) or as a mapping
@@ -37,8 +38,6 @@ class DataReference(BaseModel):
         drop_same_id: drop the candidate whose id equals the query's id, as BEIR does for ArguAna and Quora, where the
             query itself is a document. Off by default: elsewhere equal ids mean nothing (Cranfield counts both from 1).
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     collection: str | None = Field(default=None, min_length=1)
     split: str | None = Field(default=None, min_length=1)

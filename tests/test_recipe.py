@@ -98,7 +98,7 @@ FAULTY = [
       "gate, passes, seed; did you mean 'passes'?"]),
     ("teacher: packaged\npasses: quantize", ["r.yaml: passes: found 'quantize'; allowed: a list of passes"]),
     ("teacher: packaged\npasses: [quantise]", ["r.yaml: passes.0: found the unknown pass 'quantise'; allowed: "
-      "drop_layers, quantize; did you mean 'quantize'?"]),
+      f"{', '.join(sorted(registered()))}; did you mean 'quantize'?"]),
     ("teacher: packaged\npasses: [{quantize: {}, drop_layers: {}}]", ["r.yaml: passes.0: found {'quantize': {}, "
       "'drop_layers': {}}; allowed: one verb with its settings, such as '- quantize: {scheme: int8_dynamic}'"]),
     ("teacher: packaged\npasses: [{quantize: fast}]", ["r.yaml: passes.0.quantize: found 'fast'; allowed: a mapping of "
@@ -142,6 +142,24 @@ FAULTY = [
     ("teacher: packaged\nexport: {int8: true}", ["r.yaml: export.int8: found the unknown key 'int8'; allowed: "
       "int8_companion, portable; did you mean 'int8_companion'?"]),
 ]  # fmt: skip
+
+
+MIXED_UP = [
+    ("seed: true", "seed: found True; allowed: a whole number"),
+    ("bench: {threads: [1, yes]}", "bench.threads.1: found True; allowed: a whole number"),
+    ("gate: {max_size_mb: on}", "gate.max_size_mb: found True; allowed: a number"),
+    ("gate: {min_speedup: {stock_onnx_fp32: true}}", "gate.min_speedup.stock_onnx_fp32: found True; allowed: a number"),
+    ("passes: [{drop_layers: {keep: [0, true]}}]", "passes.0.drop_layers.keep.1: found True; allowed: a whole number"),
+    ("passes: [{drop_layers: {keep: {layers: on}}}]",
+     "passes.0.drop_layers.keep.layers: found True; allowed: a whole number"),
+    ("data: {train: {collection: api-docs, queries: true}}", "data.train.queries: found True; allowed: a whole number"),
+    ("export: {portable: 1}", "export.portable: found 1; allowed: true or false"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "expected"), MIXED_UP)
+def test_truth_values_are_no_numbers_and_numbers_no_truth_values(tmp_path, text, expected):
+    assert faults(tmp_path, f"teacher: packaged\n{text}") == [f"r.yaml: {expected}"]
 
 
 @pytest.mark.parametrize(("text", "expected"), FAULTY, ids=range(len(FAULTY)))
