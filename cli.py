@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -158,7 +159,13 @@ def _root(
 # Typer exits with 2 on a mistyped flag, which here would say "undecided"; all bad input is 3.
 _UsageError: Any = typer.BadParameter.__base__
 
-_INTERRUPTED = 130  # the shell's custom: 128 + SIGINT
+_INTERRUPTED, _READER_GONE = 130, 141  # the shell's custom: 128 + SIGINT, 128 + SIGPIPE
+
+
+def _leave_quietly() -> NoReturn:
+    """Leave as other tools do when nobody reads on, as behind ``| head``."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered has somewhere to go
+    sys.exit(_READER_GONE)
 
 
 def main() -> NoReturn:
@@ -167,7 +174,14 @@ def main() -> NoReturn:
         code = app(standalone_mode=False) or EXIT_PASS
         if code == _INTERRUPTED:  # Typer makes this of an interrupt, without a word
             raise KeyboardInterrupt
+        sys.stdout.flush()
         sys.exit(code)
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # Typer makes this exit code 1, here: "gate failed"
+            _leave_quietly()
+        raise
+    except BrokenPipeError:
+        _leave_quietly()
     except _UsageError as error:
         print(f"error: command line: {error.format_message()}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
-from pydantic_core import InitErrorDetails
 
 
 class Record(BaseModel):
@@ -31,14 +30,14 @@ class Record(BaseModel):
         return type(self).model_validate({**dict(self), **changes})
 
 
-def _mixed_up(given: Any, read: Any, place: tuple[int | str, ...]) -> Iterator[InitErrorDetails]:
-    """Yield each place where a truth value was read as a number, or a number as a truth value."""
+def _mixed_up(given: Any, read: Any, place: tuple[int | str, ...]) -> Iterator[Any]:
+    """Yield, as pydantic's error details, each place where a truth value was read as a number, or a number as a truth value."""
     if isinstance(given, bool) != isinstance(read, bool):
         if isinstance(read, bool) and isinstance(given, int | float):
-            yield InitErrorDetails(type="bool_type", loc=place, input=given)
+            yield {"type": "bool_type", "loc": place, "input": given}
         elif isinstance(given, bool) and isinstance(read, int | float):
             kind = "int_type" if isinstance(read, int) else "float_type"
-            yield InitErrorDetails(type=kind, loc=place, input=given)
+            yield {"type": kind, "loc": place, "input": given}
     elif isinstance(given, list | tuple) and isinstance(read, list | tuple) and len(given) == len(read):
         for index, (one, other) in enumerate(zip(given, read, strict=True)):
             yield from _mixed_up(one, other, (*place, index))

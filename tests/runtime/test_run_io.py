@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -132,6 +133,26 @@ def test_a_pipe_is_answered_query_by_query(folder: Path, repository: Path) -> No
             assert json.loads(process.stdout.readline())["query_id"] == request["query_id"]
         process.stdin.close()
         assert process.wait(timeout=30) == 0
+
+
+@pytest.mark.parametrize("n_queries", [1, 3000])
+def test_a_reader_that_goes_away_ends_it_quietly(folder: Path, repository: Path, n_queries: int) -> None:
+    lines = "".join(json.dumps({**REQUESTS[0], "query_id": str(i)}) + "\n" for i in range(n_queries))
+    command = [sys.executable, "cli.py", "rank", str(folder)]
+    with subprocess.Popen(
+        command, cwd=repository, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(lines)
+            process.stdin.close()
+        said = process.stderr.read()
+        assert process.wait(timeout=30) == 141
+    assert "rror" not in said
+    assert "Traceback" not in said
 
 
 def test_a_named_pipe_is_read_once(folder: Path, requests: Path, tmp_path: Path) -> None:
