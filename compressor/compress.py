@@ -15,11 +15,9 @@ from compressor.bench.schema import HistoryEntry
 from compressor.bench.terminal import print_report
 from compressor.console import say
 from compressor.data import RankingData
-from compressor.data_reference import DataReference
 from compressor.errors import EXIT_PASS, InputError
 from compressor.gate_settings import STOCK_ONNX
 from compressor.measured_card import add_measurement
-from compressor.passes.contract import DATA_NEEDS
 from compressor.pipeline import TOKENS_PER_PAIR, run_passes
 from compressor.prepare import RESOLVED, Prepared
 from compressor.ranker.cost import macs, parameters
@@ -107,15 +105,12 @@ def _measure(prepared: Prepared, baselines: list[RowSpec], ranker: Ranker) -> in
 def _resolved(recipe: Recipe, base: Path) -> Recipe:
     """Return the recipe with absolute paths, so that it means the same from wherever it lies."""
 
-    def placed(reference: DataReference | None) -> DataReference | None:
-        return reference.resolved(base) if reference else None
-
     data, teacher = recipe.data, (base / recipe.teacher).absolute()
-    placed_data: dict[str, DataReference | None] = {name: placed(getattr(data, name)) for name in DATA_NEEDS}
+    placed = {name: tuple(one.resolved(base) for one in references) for name, references in data}
     return recipe.model_copy(
         update={
             "teacher": str(teacher) if teacher.exists() else recipe.teacher,
-            "data": data.model_copy(update={**placed_data, "test": tuple(map(placed, data.test))}),
+            "data": data.model_copy(update=placed),
         }
     )
 

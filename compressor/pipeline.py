@@ -210,7 +210,7 @@ def _longest_stored_prefix(stages: Sequence[Stage]) -> int:
 def _unmet_needs(recipe: Recipe, source: Path) -> Iterable[Fault]:
     for place, step in _placed(recipe):
         for need in DATA_NEEDS:
-            if need in step.needs() and getattr(recipe.data, need) is None:
+            if need in step.needs() and not getattr(recipe.data, need):
                 yield Fault(
                     source=source,
                     where=place,

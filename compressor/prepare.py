@@ -11,6 +11,7 @@ import compressor.passes  # noqa: F401  # fills the registry
 from compressor.baselines import refuse_without_stock
 from compressor.bench.quality import parse_measures
 from compressor.data import RankingData, check_disjoint, check_reference, load_data
+from compressor.data.ranking_data import together
 from compressor.data_reference import DataReference
 from compressor.errors import Fault, InputError
 from compressor.passes import Pass
@@ -38,13 +39,13 @@ class Desk:
         self._loaded: dict[str, RankingData] = {}
 
     def load(self, need: Need) -> RankingData:
-        """Return the collection that serves a pass's need."""
-        return self._load(getattr(self._recipe.data, need))
+        """Return the data that serve a pass's need: one collection, or several as one."""
+        return together([self._load(reference) for reference in getattr(self._recipe.data, need)])
 
     @cached_property
     def seen(self) -> dict[Need, RankingData]:
-        """The collections that passes may see, by need."""
-        return {need: self.load(need) for need in DATA_NEEDS if getattr(self._recipe.data, need) is not None}
+        """The data that passes may see, by need."""
+        return {need: self.load(need) for need in DATA_NEEDS if getattr(self._recipe.data, need)}
 
     @cached_property
     def tests(self) -> list[RankingData]:
@@ -54,7 +55,8 @@ class Desk:
             InputError: training and test data share queries.
         """
         tests = [self._load(reference) for reference in self._recipe.data.test]
-        check_disjoint(list(self.seen.values()), tests)
+        seen = [reference for need in DATA_NEEDS for reference in getattr(self._recipe.data, need)]
+        check_disjoint([self._load(reference) for reference in seen], tests)
         return tests
 
     def _load(self, reference: DataReference) -> RankingData:
@@ -100,10 +102,9 @@ def check(path: Path, overrides: Sequence[str]) -> tuple[Recipe, list[RankerSpec
     """
     recipe = _placed(load_recipe(path, registered(), overrides), path.parent)
     faults: list[Fault] = []
-    for reference in (*(getattr(recipe.data, need) for need in DATA_NEEDS), *recipe.data.test):
+    for reference in (reference for _, references in recipe.data for reference in references):
         try:
-            if reference is not None:
-                check_reference(reference, path.parent)
+            check_reference(reference, path.parent)
         except InputError as error:
             faults += error.faults
     try:

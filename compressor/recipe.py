@@ -20,18 +20,21 @@ COMMAND_LINE = "command line"
 
 
 class DataSection(Record):
-    """Which collections serve which purpose; a pass's needs say which of them it must find here."""
+    """Which collections serve which purpose, one or several; a pass's needs say which of them it must find here.
 
-    train: DataReference | None = None
-    in_domain: DataReference | None = None
-    calibration: DataReference | None = None
-    dev: DataReference | None = None
+    Several are used as one: their queries are dealt together. Test collections are measured one by one.
+    """
+
+    train: tuple[DataReference, ...] = ()
+    in_domain: tuple[DataReference, ...] = ()
+    calibration: tuple[DataReference, ...] = ()
+    dev: tuple[DataReference, ...] = ()
     test: tuple[DataReference, ...] = ()
 
-    @field_validator("test", mode="before")
+    @field_validator("*", mode="before")
     @classmethod
     def _one_is_a_list(cls, value: Any) -> Any:
-        return value if isinstance(value, list | tuple) else [value]
+        return () if value is None else value if isinstance(value, list | tuple) else [value]
 
 
 class ExportSettings(Record):
@@ -117,9 +120,12 @@ def parse_recipe(value: Any, catalogue: Mapping[str, type[Record]], source: str 
 
 def _contradictions(recipe: Recipe, source: str | Path) -> Iterator[Fault]:
     """Yield what no run of the recipe could measure or decide, so that none finds out at its end."""
-    names = [str(reference) for reference in recipe.data.test]
-    for name in sorted({name for name in names if names.count(name) > 1}):
-        yield Fault(source=source, where="data.test", found=f"{name} twice", fix="take one away")
+    for place in DataSection.model_fields:
+        # A collection may serve twice for training, by its own queries and by made ones; but not be measured twice.
+        shown_as = str if place == "test" else DataReference.model_dump_json
+        names = [shown_as(reference) for reference in getattr(recipe.data, place)]
+        for name in sorted({name for name in names if names.count(name) > 1}):
+            yield Fault(source=source, where=f"data.{place}", found=f"{name} twice", fix="take one away")
     if recipe.gate is None:
         return
     if recipe.gate.is_empty:

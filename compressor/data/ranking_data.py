@@ -68,6 +68,40 @@ class RankingData:
         ]
 
 
+def together(parts: Sequence[RankingData]) -> RankingData:
+    """Return several data sets as one; one alone is returned as it is.
+
+    Ids are marked with the number of their part, ``0:q7``, since collections count from 1 alike.
+
+    Args:
+        parts: one or more.
+    """
+    if len(parts) == 1:
+        return parts[0]
+
+    def marked(number: int, key: str) -> str:
+        return f"{number}:{key}"
+
+    numbered = list(enumerate(parts))
+    return RankingData(
+        name=" + ".join(part.name for part in parts),
+        collection=" + ".join(part.collection for part in parts),
+        first_stage=" + ".join(dict.fromkeys(part.first_stage for part in parts)),
+        queries={marked(n, query): text for n, part in numbered for query, text in part.queries.items()},
+        documents={marked(n, key): text for n, part in numbered for key, text in part.documents.items()},
+        qrels={
+            marked(n, query): {marked(n, key): grade for key, grade in grades.items()}
+            for n, part in numbered
+            for query, grades in part.qrels.items()
+        },
+        candidates={
+            marked(n, query): [marked(n, key) for key in found]
+            for n, part in numbered
+            for query, found in part.candidates.items()
+        },
+    )
+
+
 def _shares(sizes: Sequence[int], total: int) -> list[int]:
     """Deal ``total`` out one by one, in turns, to places that hold ``sizes``."""
     shares = [0] * len(sizes)

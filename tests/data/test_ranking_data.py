@@ -8,7 +8,9 @@ from dataclasses import replace
 import pytest
 
 from compressor.data import RankingData, check_disjoint
+from compressor.data.ranking_data import together
 from compressor.errors import InputError
+from tests.tiny import build_data
 
 
 def data(name: str, queries: dict[str, str], n_candidates: int = 3) -> RankingData:
@@ -79,3 +81,17 @@ def test_every_shared_query_is_named():
     with pytest.raises(InputError) as error:
         check_disjoint([data("a/train", queries)], [data("a/test", {"2": "x", "4": "Cats!"})])
     assert [fault.where for fault in error.value.faults] == ["query '1'", "query '2'"]
+
+
+def test_several_sets_together_keep_every_query_and_mix_no_ids():
+    left, right = (
+        build_data(),
+        replace(build_data(), queries={"q1": "another question"}, candidates={"q1": ["d2", "d1"]}),
+    )
+    right = replace(right, qrels={"q1": {"d2": 1}})
+    both = together([left, right])
+    assert len(both.queries) == len(left.queries) + 1
+    assert len(both.documents) == 2 * len(left.documents)
+    assert both.texts(both.pairs()) == left.texts(left.pairs()) + right.texts(right.pairs())
+    assert both.qrels["1:q1"] == {"1:d2": 1}
+    assert together([left]) is left
