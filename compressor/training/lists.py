@@ -60,8 +60,9 @@ def draw_lists(data: RankingData, settings: ListSettings, *, epoch: int, seed: i
     """Return one epoch's lists; equal arguments give equal lists.
 
     Without judgments, or where a query has none: every candidate stands in one list, and each list spans all ranks, so
-    that easy and hard candidates meet. With judgments: one list for each positive, filled with candidates that are not
-    judged positive. ``random`` documents take their share of each list's places.
+    that easy and hard candidates meet; a candidate that would stand alone is left out. With judgments: one list for
+    each positive, filled with candidates that are not judged positive. ``random`` documents take their share of each
+    list's places.
 
     Args:
         data: the queries and their candidates.

@@ -110,7 +110,7 @@ class _Run:
     book: CurveBook = field(default_factory=CurveBook)
 
     def __post_init__(self) -> None:
-        self.state = PartialState()
+        self.state = PartialState(cpu=not torch.cuda.is_available())
         self.device = self.state.device if self.state.device.type == "cuda" else torch.device("cpu")
         settings = self.settings
         self.module.to(self.device).train(settings.dropout)
