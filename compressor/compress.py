@@ -15,6 +15,8 @@ from compressor.bench.schema import HistoryEntry
 from compressor.bench.terminal import print_report
 from compressor.console import say
 from compressor.data import RankingData
+from compressor.data.api_docs import installed_versions
+from compressor.data_reference import BUILT_IN
 from compressor.errors import EXIT_PASS, InputError
 from compressor.gate_settings import STOCK_ONNX
 from compressor.measured_card import add_measurement
@@ -131,8 +133,10 @@ def _history(ranker: Ranker, prepared: Prepared) -> list[HistoryEntry]:
 
 
 def _manifest(prepared: Prepared) -> dict[str, Any]:
-    def named(data: RankingData) -> dict[str, str]:
-        return {"name": data.name, "fingerprint": data.fingerprint}
+    def named(data: RankingData) -> dict[str, Any]:
+        # What was read of installed packages can be had again only with these versions.
+        read = {"versions": installed_versions()} if data.collection == BUILT_IN else {}
+        return {"name": data.name, "fingerprint": data.fingerprint, **read}
 
     return {
         "name": prepared.name,

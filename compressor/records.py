@@ -31,7 +31,7 @@ class Record(BaseModel):
 
 
 def _mixed_up(given: Any, read: Any, place: tuple[int | str, ...]) -> Iterator[Any]:
-    """Yield, as pydantic's error details, each place where a truth value was read as a number, or a number as a truth value."""
+    """Yield places where a truth value was read as a number, or a number as a truth value, as pydantic's details."""
     if isinstance(given, bool) != isinstance(read, bool):
         if isinstance(read, bool) and isinstance(given, int | float):
             yield {"type": "bool_type", "loc": place, "input": given}

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import platform
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +17,10 @@ from safetensors.torch import load_file, save_file
 
 import cli
 import compressor.pipeline as pipeline
+from compressor import compress
 from compressor.bench.report import read_report
 from compressor.families import load_teacher, stock_checkpoint
+from compressor.recipe import Recipe
 from compressor.runtime import OnnxRanker
 from compressor.storage import read_json
 from tests.tiny import build_data
@@ -234,3 +240,13 @@ def _run_passes(prepared, room):
     return pipeline.run_passes(
         prepared.stages, lambda: load_teacher("teacher", room), prepared.desk.load, prepared.recipe.seed, print
     )
+
+
+def test_the_manifest_names_the_packages_whose_documentation_was_read():
+    built_in = replace(build_data(), name="api-docs/train", collection="api-docs")
+    desk = SimpleNamespace(seen={"train": built_in}, tests=[build_data()])
+    prepared: Any = SimpleNamespace(name="r", recipe=Recipe(teacher="t"), teacher="f", desk=desk)
+    data = compress._manifest(prepared)["data"]
+    assert data["train"]["versions"]["numpy"] == np.__version__
+    assert data["train"]["versions"]["stdlib"].endswith(platform.python_version())
+    assert "versions" not in data["test"][0]
