@@ -1,6 +1,17 @@
 """The catalogue of passes: one file per verb. Importing it registers them all; no torch is loaded."""
 
-from compressor.passes import drop_layers, quantize, subclone
+from compressor.passes import distill, drop_layers, finetune, quantize, subclone
 from compressor.passes.contract import NeedError, Pass, PlanError, Promise, Supply
 
-__all__ = ["NeedError", "Pass", "PlanError", "Promise", "Supply", "drop_layers", "quantize", "subclone"]
+__all__ = [
+    "NeedError",
+    "Pass",
+    "PlanError",
+    "Promise",
+    "Supply",
+    "distill",
+    "drop_layers",
+    "finetune",
+    "quantize",
+    "subclone",
+]

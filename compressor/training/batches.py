@@ -27,7 +27,7 @@ class Batch:
         mask: bool ``[L, K]``, where a list has an item.
         pairs: (query id, document id) of each row.
         targets: teacher scores, float32 ``[L, K]``, NaN where unknown.
-        labels: grades, float32 ``[L, K]``, NaN where the list is unjudged.
+        labels: grades, float32 ``[L, K]``, NaN where the query is unjudged.
         weights: float32 ``[L]``.
     """
 
@@ -36,7 +36,7 @@ class Batch:
     mask: Tensor
     pairs: list[Pair]
     targets: Tensor | None
-    labels: Tensor | None
+    labels: Tensor
     weights: Tensor
 
     def listed(self, values: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ class Batch:
             mask=self.mask.to(device),
             pairs=self.pairs,
             targets=moved(self.targets),
-            labels=moved(self.labels),
+            labels=self.labels.to(device),
             weights=self.weights.to(device),
         )
 
@@ -71,6 +71,7 @@ class ListSource:
         tokenizer: the student's.
         settings: how lists are drawn.
         seed: for the draw.
+        by_positive: whether lists are made around relevant documents.
         targets: returns the teacher's scores of pairs of ids, float32 with NaN where unknown; None without a teacher.
     """
 
@@ -78,13 +79,15 @@ class ListSource:
     tokenizer: PairTokenizer
     settings: ListSettings
     seed: int
+    by_positive: bool = False
     targets: Targets | None = None
     _epochs: dict[int, list[TrainingList]] = field(default_factory=dict)
 
     def lists(self, epoch: int) -> list[TrainingList]:
         """Return an epoch's lists; the last one asked for is kept."""
         if epoch not in self._epochs:
-            self._epochs = {epoch: draw_lists(self.data, self.settings, epoch=epoch, seed=self.seed)}
+            lists = draw_lists(self.data, self.settings, epoch=epoch, seed=self.seed, by_positive=self.by_positive)
+            self._epochs = {epoch: lists}
         return self._epochs[epoch]
 
     def encode(self, lists: Sequence[TrainingList]) -> Encoded:
@@ -111,7 +114,7 @@ class ListSource:
         return Batch(
             inputs=inputs, index=index, mask=mask, pairs=pairs,
             targets=None if targets is None else targets[index].masked_fill(~mask, torch.nan),
-            labels=labels if any(one.labels is not None for one in lists) else None,
+            labels=labels,
             weights=torch.tensor([one.weight for one in lists]),
         )  # fmt: skip
 

@@ -56,19 +56,22 @@ class TrainingList:
     weight: float = 1.0
 
 
-def draw_lists(data: RankingData, settings: ListSettings, *, epoch: int, seed: int) -> list[TrainingList]:
+def draw_lists(
+    data: RankingData, settings: ListSettings, *, epoch: int, seed: int, by_positive: bool = False
+) -> list[TrainingList]:
     """Return one epoch's lists; equal arguments give equal lists.
 
-    Without judgments, or where a query has none: every candidate stands in one list, and each list spans all ranks, so
-    that easy and hard candidates meet; a candidate that would stand alone is left out. With judgments: one list for
-    each positive, filled with candidates that are not judged positive. ``random`` documents take their share of each
-    list's places.
+    Every candidate stands in one list, and each list spans all ranks, so that easy and hard candidates meet; a
+    candidate that would stand alone is left out. Or, ``by_positive``: one list for each relevant document, filled with
+    candidates that are not judged relevant; queries without any give none. ``random`` documents take their share of
+    each list's places. Unjudged documents of a judged query count as irrelevant.
 
     Args:
         data: the queries and their candidates.
         settings: list sizes and sources.
         epoch: from 0; another epoch deals candidates otherwise.
         seed: for all that is drawn.
+        by_positive: whether lists are made around relevant documents.
     """
     draw = random.Random(f"{seed} {epoch}")
     every = sorted(data.documents) if RANDOM in settings.sources else []
@@ -78,11 +81,10 @@ def draw_lists(data: RankingData, settings: ListSettings, *, epoch: int, seed: i
         candidates = data.candidates.get(query, [])
         grades = data.qrels.get(query, {})
         positives = [document for document, grade in grades.items() if grade > 0 and document in data.documents]
-        if positives:
-            drawn = _labelled(query, candidates, grades, sorted(positives), settings, n_random, every, epoch, draw)
+        if by_positive:
+            lists += _labelled(query, candidates, grades, sorted(positives), settings, n_random, every, epoch, draw)
         else:
-            drawn = _dealt(query, candidates, settings, n_random, every, draw)
-        lists += drawn
+            lists += _dealt(query, candidates, grades if positives else {}, settings, n_random, every, draw)
     draw.shuffle(lists)
     return lists
 
@@ -93,7 +95,13 @@ def _n_random(settings: ListSettings) -> int:
 
 
 def _dealt(
-    query: str, candidates: list[str], settings: ListSettings, n_random: int, every: list[str], draw: random.Random
+    query: str,
+    candidates: list[str],
+    grades: Mapping[str, int],
+    settings: ListSettings,
+    n_random: int,
+    every: list[str],
+    draw: random.Random,
 ) -> Iterator[TrainingList]:
     n_places = max(1, settings.list_size - n_random)
     n_lists = -(-len(candidates) // n_places)
@@ -105,7 +113,8 @@ def _dealt(
     for hand in hands:
         documents = tuple(hand + _others(every, n_random, set(candidates), draw))
         if len(documents) > 1 or settings.list_size == 1:
-            yield TrainingList(query=query, documents=documents)
+            labels = tuple(float(max(0, grades.get(one, 0))) for one in documents) if grades else None
+            yield TrainingList(query=query, documents=documents, labels=labels)
 
 
 def _labelled(

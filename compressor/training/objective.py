@@ -193,13 +193,13 @@ def _on_states(watched: Watched, student: Trace, teacher: Trace) -> dict[str, Te
             project = watched.projections.of(match, own) if watched.projections else None
             each.append(measure(student.states[own], teacher.states[theirs], project))
         losses[match.name] = match.weight * torch.stack(each).mean()
-    if match := watched.relations:
-        divergence = qkv_relation_kl if match.kind == "qkv" else attention_kl
+    if relations := watched.relations:
+        divergence = qkv_relation_kl if relations.kind == "qkv" else attention_kl
         each = [
-            divergence(student.relations[own], teacher.relations[theirs], student.layout, match.heads)
-            for own, theirs in match.layers.items()
+            divergence(student.relations[own], teacher.relations[theirs], student.layout, relations.heads)
+            for own, theirs in relations.layers.items()
         ]
-        losses["relations"] = match.weight * torch.stack(each).mean()
+        losses["relations"] = relations.weight * torch.stack(each).mean()
     return losses
 
 

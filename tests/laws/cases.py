@@ -18,6 +18,7 @@ class Case:
         neutral: settings that must leave scores unchanged.
         active: settings that change the tiny ranker (2 layers, width 16).
         again: settings that make sense after ``active``, where the neutral ones do not.
+        no_promise: why the pass promises nothing, for law 5.
         masked: scores of the untouched ranker with the removed parts switched off, for law 7; None with ``no_mask``.
         batch_atol: how far batch mates may move a score after the pass, and the cause.
         export_atol: how far ONNX may be from torch after the pass, and the cause.
@@ -28,6 +29,7 @@ class Case:
     again: dict[str, Any] = field(default_factory=dict)
     masked: Callable[..., np.ndarray] | None = None
     no_mask: str = ""
+    no_promise: str = ""
     batch_atol: tuple[float, str] = (1e-5, "fp32 sums in another order")
     export_atol: tuple[float, str] = (1e-4, "fp32 sums in another order")
     mistyped: dict[str, Any] = field(default_factory=dict)
@@ -74,7 +76,24 @@ def with_most_active(n_heads: int, n_neurons: int, n_pairs: int = 256, seed: int
 
 _INT8 = "one activation scale spans a whole batch: a longer batch widens it, by rounding steps of 1/255 of the range"
 
+_TRAINING = {"lists": {"list_size": 4}, "lists_per_step": 4, "learning_rate": 1e-2, "precision": "fp32"}
+_TRAINED = {
+    "no_mask": "training removes nothing",
+    "no_promise": "training keeps what earlier passes promised, and later ones may change every weight",
+}
+
 CASES = {
+    "distill": Case(
+        neutral={"epochs": 0},
+        active={
+            **_TRAINING,
+            "labels": {"softmax_labels": 1.0},
+            "representations": {"relations": {"layers": "uniform"}},
+        },
+        mistyped={"epoch": 1},
+        **_TRAINED,
+    ),
+    "finetune": Case(neutral={"epochs": 0}, active=_TRAINING, mistyped={"loses": {"softmax_labels": 1}}, **_TRAINED),
     "drop_layers": Case(
         neutral={"keep": [0, 1]},
         active={"keep": [1]},
@@ -102,6 +121,8 @@ CASES = {
 # Ordered pairs of passes that are refused, with what the message must say.
 FORBIDDEN = {
     ("quantize", "drop_layers"): "put drop_layers before quantize",
+    ("quantize", "distill"): "put distill before quantize",
+    ("quantize", "finetune"): "put finetune before quantize",
     ("quantize", "quantize"): "put quantize before quantize",
     ("quantize", "subclone"): "put subclone before quantize",
 }

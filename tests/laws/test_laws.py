@@ -95,6 +95,9 @@ def test_law_5_promises_hold_and_can_be_broken(verb, tiny_ranker, tiny_data):
     step = make(verb, CASES[verb].active)
     result = step.apply(tiny_ranker, supply_for(step, tiny_data, tiny_ranker))
     promises = step.promises(result)
+    if CASES[verb].no_promise:
+        assert not promises
+        return
     assert promises
     assert [promise.check(result) for promise in promises] == [None] * len(promises)
     assert any(promise.check(tiny_ranker) for promise in promises), "a promise that the teacher keeps says nothing"

@@ -55,7 +55,7 @@ def test_random_documents_take_their_share():
 
 def test_each_positive_leads_a_list_without_other_positives():
     data = build_data()
-    lists = draw_lists(data, ListSettings(list_size=4), epoch=0, seed=1)
+    lists = draw_lists(data, ListSettings(list_size=4), epoch=0, seed=1, by_positive=True)
     assert len(lists) == sum(len(grades) for grades in data.qrels.values())
     for one in lists:
         grades = data.qrels[one.query]
@@ -70,10 +70,11 @@ def test_a_curriculum_weighs_easy_lists_more_at_first_and_all_alike_at_its_end()
     candidates = {query: list(data.qrels[query])[::-1] + data.candidates[query] for query in data.queries}
     data = replace(data, candidates={query: list(dict.fromkeys(found)) for query, found in candidates.items()})
     settings = ListSettings(list_size=4, curriculum="reciprocal_rank", curriculum_epochs=10)
-    first = {one.documents[0]: one.weight for one in draw_lists(data, settings, epoch=0, seed=1) if one.query == "q1"}
+    drawn = draw_lists(data, settings, epoch=0, seed=1, by_positive=True)
+    first = {one.documents[0]: one.weight for one in drawn if one.query == "q1"}
     easy, hard = data.candidates["q1"][:2]
     assert first[easy] > first[hard] > 0
-    assert {one.weight for one in draw_lists(data, settings, epoch=10, seed=1)} == {1.0}
+    assert {one.weight for one in draw_lists(data, settings, epoch=10, seed=1, by_positive=True)} == {1.0}
 
 
 @pytest.mark.parametrize("sources", [{}, {"dense": 1.0}, {"random": -1}])

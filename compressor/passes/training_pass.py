@@ -1,0 +1,176 @@
+"""What `distill` and `finetune` share: how a pass that trains meets the contract of passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import NonNegativeFloat
+
+from compressor.algorithms.loss_options import LossOptions
+from compressor.errors import Fault, InputError
+from compressor.passes.contract import Need, Pass, PlanError, Supply, refuse_quantized
+from compressor.ranker.spec import ClassifierHead, RankerSpec
+from compressor.storage import sha256_json
+from compressor.training.settings import TrainingSettings
+
+if TYPE_CHECKING:
+    from compressor.data import RankingData
+    from compressor.ranker.encoder import Encoder
+    from compressor.ranker.ranker import Ranker
+    from compressor.training.batches import ListSource
+    from compressor.training.loop import TrainingResult
+    from compressor.training.objective import Objective
+    from compressor.training.teachers import Teacher
+
+
+class TrainingPass(TrainingSettings, Pass):
+    """A pass that trains a cross-encoder's weights and leaves its shape as it is.
+
+    ``epochs``: how often the data is seen; 0 trains nothing.
+    ``exits``: the weight of the ranker's exits, each trained with the losses on scores and on the final scores (BGE
+    layerwise). By default 1 where the ranker has exits.
+    ``freeze_embeddings``: leave the embeddings as they are.
+    """
+
+    verb: ClassVar[str]
+
+    epochs: NonNegativeFloat = 1.0
+    exits: NonNegativeFloat | None = None
+    freeze_embeddings: bool = False
+
+    def needs(self) -> frozenset[Need]:
+        if not self.evaluate_every:
+            return frozenset()
+        return frozenset({"dev", "teacher"} if self.dev_measure == "kendall_tau" else {"dev"})
+
+    def plan(self, spec: RankerSpec) -> RankerSpec:
+        refuse_quantized(spec, self.verb)
+        if not isinstance(spec.head, ClassifierHead):
+            raise PlanError(
+                "a bi-encoder, which gives a vector for each text",
+                allowed="a cross-encoder, which gives a score for a pair",
+                fix="put start_from before it: it gives an encoder a scoring head",
+            )
+        if self.exits and not _has_exits(spec):
+            raise PlanError(
+                f"weight {self.exits:g} for the exits of a ranker that has none",
+                allowed="0, or a ranker with exits",
+                fix="put add_exits before it, or take exits away",
+                setting="exits",
+            )
+        return spec
+
+    def exits_weight(self, spec: RankerSpec) -> float:
+        """Return the weight of the exits, its default filled in."""
+        return float(_has_exits(spec)) if self.exits is None else self.exits
+
+    def refuse_short_lists(self, losses: Iterable[tuple[str, LossOptions]], setting: str) -> None:
+        """Refuse losses that compare items, where lists have but one.
+
+        Raises:
+            PlanError: names the loss.
+        """
+        size = self.lists.list_size
+        for name, options in losses:
+            if size < options.least:
+                raise PlanError(
+                    f"{name}, which compares the items of a list, and lists of {size}",
+                    allowed=f"lists.list_size from {options.least}, or a loss on single pairs",
+                    setting=f"{setting}.{name}",
+                )
+
+    def fault(self, where: str, found: str, *, allowed: str = "", fix: str = "") -> InputError:
+        """Return the error of a setting that does not fit the models or the data at hand."""
+        return InputError(Fault(source=self.verb, where=where, found=found, allowed=allowed, fix=fix))
+
+    def train(
+        self,
+        ranker: Ranker,
+        supply: Supply,
+        data: RankingData,
+        objective: Objective,
+        teachers: Sequence[Teacher] = (),
+        by_positive: bool = False,
+    ) -> Ranker:
+        """Return the ranker, trained; curves and figures go to the supply.
+
+        Args:
+            ranker: where training starts.
+            supply: the pass's supply.
+            data: what it trains on.
+            objective: the loss.
+            teachers: whose stored scores the lists bring along.
+            by_positive: whether lists are made around relevant documents.
+        """
+        from compressor.training.batches import ListSource
+        from compressor.training.loop import train
+
+        source = ListSource(
+            data=data, tokenizer=ranker.tokenizer, settings=self.lists, seed=supply.seed, by_positive=by_positive
+        )
+        if teachers:
+            self._ask(teachers, source, supply)
+        module = ranker.trainable()
+        module.embeddings.requires_grad_(not self.freeze_embeddings)
+        result = train(
+            module,
+            source,
+            objective,
+            self,
+            scratch=supply.scratch,
+            seed=supply.seed,
+            evaluate=self._evaluation(ranker, supply),
+            after_step=supply.restore,
+            extra=objective.projections,
+            key=sha256_json([self.verb, self.model_dump(mode="json"), dict(self.fingerprints()), ranker.fingerprint]),
+        )
+        _report(result, supply)
+        return ranker.changed(weights=result.weights)
+
+    def _ask(self, teachers: Sequence[Teacher], source: ListSource, supply: Supply) -> None:
+        """Have the teachers score what training will see, and nothing else."""
+        from compressor.training.labelling import teacher_scores
+        from compressor.training.steps import StepPlan
+
+        steps = StepPlan(source=source, settings=self, seed=supply.seed)
+        drawn = dict.fromkeys(
+            (one.query, document)
+            for lists in steps.after(0, steps.count())
+            for one in lists
+            for document in one.documents
+        )
+        scores = teacher_scores(teachers, source.data, list(drawn), own=supply.teacher)
+        supply.note("teachers", scores.notes)
+        self.refuse_unknown_offsets(scores.offsets_known)
+        source.targets = scores.of
+
+    def refuse_unknown_offsets(self, offsets_known: bool) -> None:
+        """Refuse losses on scores as they are, where only differences are known."""
+
+    def _evaluation(self, ranker: Ranker, supply: Supply) -> Callable[[Encoder], float] | None:
+        from compressor.training.dev_metric import KENDALL_TAU, dev_metric
+
+        if not self.evaluate_every:
+            return None
+        data, reference = supply.data("dev"), None
+        if self.dev_measure == KENDALL_TAU:
+            from compressor.training.labelling import teacher_scores
+            from compressor.training.teachers import RankerTeacher
+
+            reference = teacher_scores([RankerTeacher()], data, data.pairs(), own=supply.teacher).values
+        return dev_metric(data, ranker.tokenizer, self, reference)
+
+
+def _report(result: TrainingResult, supply: Supply) -> None:
+    supply.note("pairs", result.pairs)
+    supply.note("steps", result.steps)
+    supply.note("pairs_per_s", round(result.pairs_per_s, 2))
+    supply.note("stopped_early", result.stopped_early)
+    supply.note("last", {name: round(points[-1][1], 5) for name, points in result.curves.items() if points})
+    for name, points in result.curves.items():
+        supply.curve(name, points)
+
+
+def _has_exits(spec: RankerSpec) -> bool:
+    return any(layer.exit is not None for layer in spec.layers)

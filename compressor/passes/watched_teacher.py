@@ -1,0 +1,134 @@
+"""The teacher that `distill` watches while it trains: which of its inner states each student state learns from."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+from compressor.algorithms.layer_maps import LayerMapError, kept_layers, layer_map
+from compressor.passes.contract import Supply
+from compressor.ranker.spec import ClassifierHead
+from compressor.training.loss_settings import LayerChoice, Relations
+
+if TYPE_CHECKING:
+    from compressor.passes.distill import Distill
+    from compressor.ranker.encoder import Encoder
+    from compressor.ranker.ranker import Ranker
+    from compressor.training.objective import RelationMatch, StateMatch, Watched
+
+
+def watch(step: Distill, ranker: Ranker, supply: Supply) -> Watched:
+    """Return the recipe's teacher with what is to be matched of it, or with nothing where only its scores count.
+
+    Raises:
+        InputError: the teacher reads other tokens than the ranker, or lacks layers that the settings name.
+    """
+    from compressor.training.objective import Projections, Watched
+
+    teacher = supply.teacher()
+    _refuse_other_tokens(step, ranker, teacher)
+    states = _states(step, ranker, teacher)
+    relations = _relations(step, ranker, teacher)
+    maps = {match.name: {own - 1: theirs - 1 for own, theirs in match.states.items() if own} for match in states}
+    maps["relations"] = dict(relations.layers) if relations else {}
+    supply.note("layer_maps", {name: layers for name, layers in maps.items() if layers})
+    projections = None
+    if states and ranker.spec.width != teacher.spec.width:
+        projections = Projections(states, ranker.spec.width, teacher.spec.width, supply.seed)
+    return Watched(module=_frozen(teacher, step), states=states, relations=relations, projections=projections)
+
+
+def _frozen(teacher: Ranker, step: Distill) -> Encoder:
+    import torch
+
+    from compressor.training.precision import computes_in_bf16
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    module = teacher.trainable().requires_grad_(False).eval()
+    return module.to(torch.bfloat16) if computes_in_bf16(step.precision, device) else module
+
+
+def _refuse_other_tokens(step: Distill, ranker: Ranker, teacher: Ranker) -> None:
+    where = "representations" if step.representations else "teacher_scores"
+    fix = "set representations: {} and teacher_scores: stored: scores can be learned from any teacher"
+    if not isinstance(teacher.spec.head, ClassifierHead):
+        raise step.fault(where, "a bi-encoder as teacher, which never reads a pair as a whole", fix=fix)
+    if _tokens(ranker) != _tokens(teacher):
+        raise step.fault(where, "a teacher that cuts text into other tokens than the ranker", fix=fix)
+    own, theirs = ranker.spec.max_length, teacher.spec.max_length
+    if own > theirs:
+        raise step.fault(where, f"rows of up to {own} tokens and a teacher that reads {theirs}", fix=fix)
+
+
+def _tokens(ranker: Ranker) -> dict[str, Any]:
+    """Return what decides which tokens a text becomes; where rows are cut and padded does not count."""
+    settings = json.loads(ranker.tokenizer_files["tokenizer.json"])
+    return {key: value for key, value in settings.items() if key not in ("truncation", "padding")}
+
+
+def _states(step: Distill, ranker: Ranker, teacher: Ranker) -> list[StateMatch]:
+    from compressor.training.objective import StateMatch
+
+    matches = []
+    if embeddings := step.representations.embeddings:
+        match = StateMatch(name="embeddings", weight=embeddings.weight, states={0: 0}, measure=embeddings.measure)
+        matches.append(match)
+    if hidden := step.representations.hidden:
+        layers = _layers(step, hidden.layers, ranker, teacher, "representations.hidden.layers")
+        states = {own + 1: theirs + 1 for own, theirs in layers.items()}  # state 0 is the embeddings
+        matches.append(StateMatch(name="hidden", weight=hidden.weight, states=states, measure=hidden.measure))
+    return matches
+
+
+def _relations(step: Distill, ranker: Ranker, teacher: Ranker) -> RelationMatch | None:
+    from compressor.training.objective import RelationMatch
+
+    relations = step.representations.relations
+    if relations is None:
+        return None
+    layers = _layers(step, relations.layers, ranker, teacher, "representations.relations.layers")
+    heads = _relation_heads(step, relations, layers, ranker, teacher)
+    return RelationMatch(weight=relations.weight, layers=layers, kind=relations.kind, heads=heads)
+
+
+def _relation_heads(
+    step: Distill, relations: Relations, layers: dict[int, int], ranker: Ranker, teacher: Ranker
+) -> int:
+    attentions = [ranker.spec.layers[layer].attention for layer in layers]
+    attentions += [teacher.spec.layers[layer].attention for layer in layers.values()]
+    shared = math.gcd(*(attention.heads * attention.head_width for attention in attentions))
+    heads = relations.heads or math.gcd(shared, attentions[0].heads)
+    if shared % heads:
+        widths = (
+            f"{attentions[0].heads * attentions[0].head_width} and {attentions[-1].heads * attentions[-1].head_width}"
+        )
+        allowed = f"a divisor of {shared}"
+        raise step.fault("representations.relations.heads", f"{heads} for attention {widths} wide", allowed=allowed)
+    return heads
+
+
+def _layers(step: Distill, how: LayerChoice, ranker: Ranker, teacher: Ranker, where: str) -> dict[int, int]:
+    n_student, n_teacher = len(ranker.spec.layers), len(teacher.spec.layers)
+    try:
+        if how == "kept":
+            kept = _kept(ranker, teacher)
+            return layer_map(n_student, n_teacher, "uniform" if kept is None else kept)
+        return layer_map(n_student, n_teacher, how)
+    except LayerMapError as error:
+        raise step.fault(where, error.found, allowed=error.allowed) from None
+
+
+def _kept(ranker: Ranker, teacher: Ranker) -> list[int] | None:
+    """Return which teacher layer each of the ranker's layers once was; None where it does not stem from the teacher."""
+    cuts = []
+    for record in ranker.history[len(teacher.history) :]:
+        if record.verb == "start_from":
+            return None
+        if "kept_layers" in record.notes:
+            cuts.append(record.notes["kept_layers"])
+    try:
+        kept = kept_layers(len(teacher.spec.layers), cuts)
+    except LayerMapError:
+        return None
+    return kept if len(kept) == len(ranker.spec.layers) else None
