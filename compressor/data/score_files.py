@@ -168,14 +168,15 @@ class _Others:
 def _nothing_known(
     path: Path, form: ScoreFormat, data: RankingData, pairs: Sequence[Pair], others: _Others
 ) -> InputError:
-    some = list(dict.fromkeys(pairs))[:_EXAMPLES]
+    queries = list(dict.fromkeys(query for query, _ in pairs))[:_EXAMPLES]
+    documents = list(dict.fromkeys(document for _, document in pairs))[:_EXAMPLES]
     if form in BY_TEXT:
-        some = data.texts(some)
+        queries = [data.queries[query] for query in queries]
+        documents = [data.documents[document] for document in documents]
     kind = "texts" if form in BY_TEXT else "ids"
     found = f"no score of any of the {len(pairs)} pairs ({others.count} rows of other pairs): "
     found += f"queries {_shown(others.queries)}, documents {_shown(others.documents)}"
-    allowed = f"{kind} of {data.name}: queries {_shown([query for query, _ in some])}, "
-    allowed += f"documents {_shown([document for _, document in some])}"
+    allowed = f"{kind} of {data.name}: queries {_shown(queries)}, documents {_shown(documents)}"
     fix = f"the file belongs to another collection, or its {kind} were changed"
     return InputError(Fault(source=path, found=found, allowed=allowed, fix=fix))
 

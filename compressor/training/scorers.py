@@ -2,7 +2,9 @@
 
 The exported graph, not int8: a dynamic scale is taken over a whole batch, so an int8 score depends on its batch mates,
 and what is stored for a pair would depend on when it was scored. In fp32 the graph agrees with the torch module, and so
-with the stock model, within the rounding of sums (about 4e-6 on logits of size 10; 1e-4 is enforced at each export).
+with the stock model, within the rounding of sums: 4.8e-6 at most on 320 BM25 candidates of MS MARCO (packaged teacher,
+logits with a standard deviation of 4.8), at 1.30 times the pairs per second (30.0 to 23.1, one thread, 77 tokens a
+pair). A tolerance of 1e-4 is enforced when the graph is made.
 """
 
 from __future__ import annotations

@@ -30,6 +30,11 @@ class RankerTeacher(Record):
     def name(self) -> str:
         return "the teacher" if self.ranker == OWN else Path(self.ranker).name
 
+    @property
+    def offsets_known(self) -> bool:
+        """Whether its scores of different queries can be compared."""
+        return True
+
     def placed(self, base: Path) -> Self:
         """Return the record with a path made absolute; hub ids and names stay."""
         path = (base / Path(self.ranker).expanduser()).resolve()
@@ -62,6 +67,11 @@ class FileTeacher(Record):
     @property
     def name(self) -> str:
         return Path(self.scores).name
+
+    @property
+    def offsets_known(self) -> bool | None:
+        """Whether its scores of different queries can be compared; None where only the file's lines will show."""
+        return None if self.format == "auto" else self.format != "margin_only"
 
     def placed(self, base: Path) -> Self:
         """Return the record with an absolute path."""
