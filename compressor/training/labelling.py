@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -78,7 +79,7 @@ def teacher_scores(
         standardize: before the mean, bring each teacher to the mean and standard deviation that the first has over
             these pairs, since logits of different teachers have different scales. Standard deviations are those within
             queries where a teacher's offsets are not known.
-        say: told in one line what is going on.
+        say: told in one line what is going on; by default it is printed where progress is, on standard error.
 
     Raises:
         InputError: no such ranker or file; all faults of a file; a file without a score of these pairs; a quantized
@@ -87,6 +88,7 @@ def teacher_scores(
     """
     if not teachers:
         raise InputError(Fault(source="teachers", found="none", allowed="one teacher or more"))
+    say = say or _to_stderr
     found = [_asked(teacher, data, pairs, own, say) for teacher in teachers]
     if len(found) == 1:
         return found[0]
@@ -114,7 +116,7 @@ def _asked(
     data: RankingData,
     pairs: Sequence[Pair],
     own: Callable[[], Ranker] | None,
-    say: Callable[[str], None] | None,
+    say: Callable[[str], None],
 ) -> TeacherScores:
     if isinstance(teacher, FileTeacher):
         return _from_file(teacher, data, pairs, say)
@@ -122,11 +124,11 @@ def _asked(
 
 
 def _from_file(
-    teacher: FileTeacher, data: RankingData, pairs: Sequence[Pair], say: Callable[[str], None] | None
+    teacher: FileTeacher, data: RankingData, pairs: Sequence[Pair], say: Callable[[str], None]
 ) -> TeacherScores:
     form = None if teacher.format == "auto" else teacher.format
     found = read_scores(Path(teacher.scores), data, pairs, form)
-    if say and found.n_missing:
+    if found.n_missing:
         say(f"{teacher.name}: {found.n_missing} of {len(pairs)} pairs have no score and are left out")
     note = {"teacher": teacher.scores, "format": found.format, "missing": found.n_missing, **found.notes}
     return TeacherScores(pairs=pairs, values=found.values, offsets_known=found.offsets_known, notes=[note])
@@ -137,7 +139,7 @@ def _from_ranker(
     data: RankingData,
     pairs: Sequence[Pair],
     own: Callable[[], Ranker] | None,
-    say: Callable[[str], None] | None,
+    say: Callable[[str], None],
 ) -> TeacherScores:
     ranker, texts = _loaded(teacher, own), data.texts(pairs)
     refuse_quantized_teacher(ranker, teacher.name)
@@ -188,3 +190,7 @@ def _centered(values: np.ndarray, queries: np.ndarray) -> np.ndarray:
     sums = np.bincount(queries[present], values[present].astype(np.float64), minlength=queries.max(initial=0) + 1)
     counts = np.bincount(queries[present], minlength=len(sums))
     return (values - (sums / np.maximum(counts, 1))[queries]).astype(np.float32)
+
+
+def _to_stderr(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

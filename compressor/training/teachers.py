@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveFloat
+from pydantic import Discriminator, Field, PositiveFloat, Tag, model_validator
 
 from compressor.data.score_formats import ScoreFormat
 from compressor.errors import Fault, InputError
@@ -17,7 +17,7 @@ OWN = "self"
 
 
 class RankerTeacher(Record):
-    """A ranker that scores the pairs itself.
+    """A ranker that scores the pairs itself. A string is short for ``{ranker: ...}``.
 
     ``ranker``: ``self`` (the recipe's teacher), ``packaged``, a folder, an ONNX file, or a hub id.
     ``weight``: its share in a mean of several.
@@ -25,6 +25,11 @@ class RankerTeacher(Record):
 
     ranker: str = Field(default=OWN, min_length=1)
     weight: PositiveFloat = 1.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        return {"ranker": value} if isinstance(value, str) else value
 
     @property
     def name(self) -> str:
@@ -89,4 +94,12 @@ class FileTeacher(Record):
         return {self.scores: sha256_file(path)}
 
 
-Teacher = RankerTeacher | FileTeacher
+def _kind(value: Any) -> str:
+    """Tell from its keys which kind of teacher a value is meant to be, so that only that kind's faults are said."""
+    is_file = isinstance(value, FileTeacher) or (isinstance(value, Mapping) and {"scores", "format"} & value.keys())
+    return "score file" if is_file else "ranking model"
+
+
+Teacher = Annotated[
+    Annotated[RankerTeacher, Tag("ranking model")] | Annotated[FileTeacher, Tag("score file")], Discriminator(_kind)
+]

@@ -6,22 +6,47 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from compressor.errors import InputError
+from compressor.recipe_faults import faults_of
+from compressor.records import Record
 from compressor.training.teachers import FileTeacher, RankerTeacher, Teacher
 
 
 def test_teachers_are_written_as_mappings(tmp_path):
     adapter = TypeAdapter[tuple[Teacher, ...]](tuple[Teacher, ...])
-    value = [{"ranker": "packaged", "weight": 2}, {"scores": "runs/a.tsv", "format": "margin_tsv"}, {}]
+    value = [{"ranker": "packaged", "weight": 2}, {"scores": "runs/a.tsv", "format": "margin_tsv"}, {}, "a/b"]
     found = adapter.validate_python(value)
     assert found == (
         RankerTeacher(ranker="packaged", weight=2),
         FileTeacher(scores="runs/a.tsv", format="margin_tsv"),
         RankerTeacher(),
+        RankerTeacher(ranker="a/b"),
     )
     assert adapter.validate_python(adapter.dump_python(found, mode="json")) == found
     for wrong in ({"scores": "a", "ranker": "b"}, {"scores": "a", "format": "csv"}, {"ranker": "a", "weight": 0}):
         with pytest.raises(ValidationError):
             adapter.validate_python([wrong])
+
+
+@pytest.mark.parametrize(
+    ("teacher", "where", "found"),
+    [
+        ({"scores": "a.tsv", "weigth": 2}, "weigth", "found the unknown key 'weigth'; allowed: "),
+        ({"scores": "a.tsv", "format": "csv"}, "format", "found 'csv'; allowed: 'trec', 'margin_tsv', "),
+        ({"format": "trec"}, "scores", "found nothing; allowed: a value: this key is required"),
+        ({"ranker": "a", "wait": 1}, "wait", "found the unknown key 'wait'; allowed: "),
+        ({"ranker": "a", "weight": -1}, "weight", "found -1; allowed: greater than 0"),
+        ({"scores": "a", "ranker": "b"}, "ranker", "found the unknown key 'ranker'; allowed: format, weight"),
+    ],
+)
+def test_faults_of_a_teacher_in_a_recipe(teacher, where, found):
+    class Settings(Record):
+        teachers: tuple[Teacher, ...] = ()
+
+    value = {"teachers": [teacher]}
+    with pytest.raises(ValidationError) as error:
+        Settings.model_validate(value)
+    (fault,) = faults_of(error.value, value, Settings, "r.yaml", ("passes", 0, "distill"))
+    assert str(fault).startswith(f"r.yaml: passes.0.distill.teachers.0.{where}: {found}")
 
 
 def test_placed_teachers_and_their_fingerprints(tmp_path):
