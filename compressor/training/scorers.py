@@ -9,6 +9,7 @@ pair). A tolerance of 1e-4 is enforced when the graph is made.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,13 +21,14 @@ from compressor.data.cache import cache_folder
 from compressor.data.ranking_data import Pair
 from compressor.data.teacher_scores import Scorer
 from compressor.errors import Fault, InputError
-from compressor.storage import whole_folder
+from compressor.storage import HeldError, sole_writer, whole_folder, write_json
 
 if TYPE_CHECKING:
     from compressor.ranker.ranker import Ranker
 
 _GPU_BATCH_TOKENS = 65_536
 _GRAPH = Path("onnx/model.onnx")
+_POLL_S = 0.5
 
 
 def open_scorer(ranker: Ranker, name: str) -> tuple[Scorer, str]:
@@ -63,20 +65,30 @@ def graph_scorer(ranker: Ranker, providers: Sequence[str] | None = None) -> Scor
 def graph_folder(ranker: Ranker) -> Path:
     """Return the folder with the ranker's fp32 graph and tokenizer in the cache, made where it is not there yet.
 
-    It is named by the ranker's fingerprint and this version of rankpress, and appears whole; the graph is compared with
-    the torch module before it is kept.
+    It is named by the ranker's fingerprint and this version of rankpress, and appears whole, even where several
+    processes want it at once; the graph is compared with the torch module before it is kept.
 
     Raises:
         RunError: the graph does not score as the ranker does; nothing is kept.
     """
+    place = cache_folder("teacher-graphs", f"{ranker.fingerprint}-{__version__}")
+    folder = place / "graph"
+    while not folder.is_dir():
+        try:
+            with sole_writer(place):  # clears away what a killed process left
+                _write_graph(ranker, folder)
+        except HeldError:
+            time.sleep(_POLL_S)
+    return folder
+
+
+def _write_graph(ranker: Ranker, folder: Path) -> None:
     from compressor.export.configs import tokenizer_files, write_config
     from compressor.export.encoder import write_graph
     from compressor.export.parity import check_parity, parity_batches
-    from compressor.storage import write_json
 
-    folder = cache_folder("teacher-graphs") / f"{ranker.fingerprint}-{__version__}"
     if folder.is_dir():
-        return folder
+        return
     with whole_folder(folder) as partial:
         (partial / _GRAPH).parent.mkdir()
         (partial / _GRAPH).write_bytes(write_graph(ranker.spec, ranker.weights, "ort").SerializeToString())
@@ -84,7 +96,6 @@ def graph_folder(ranker: Ranker) -> Path:
         write_json(partial / "config.json", write_config(ranker))
         for name, content in tokenizer_files(ranker).items():
             (partial / name).write_bytes(content)
-    return folder
 
 
 def torch_scorer(ranker: Ranker, device: str) -> Scorer:

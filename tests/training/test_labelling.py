@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from compressor.errors import InputError
 from compressor.ranker.rounding import round_spec
 from compressor.ranker.spec import Int8Dynamic, SimilarityHead
 from compressor.ranker.store import save_ranker
+from compressor.storage import sole_writer
 from compressor.training import scorers
 from compressor.training.labelling import teacher_scores
 from compressor.training.teachers import FileTeacher, RankerTeacher
@@ -156,6 +158,25 @@ def test_a_quantized_teacher_is_refused(tiny_ranker, tiny_data, cache):
     with pytest.raises(InputError, match="found the teacher, a quantized ranker, whose scores depend on") as error:
         teacher_scores([RankerTeacher()], tiny_data, tiny_data.pairs(), own=lambda: rounded)
     assert "allowed: a ranker in fp32; name the folder under stages/" in str(error.value)
+
+
+def test_the_graph_is_made_once_and_a_killed_export_leaves_nothing(tiny_ranker, cache):
+    folder = scorers.graph_folder(tiny_ranker)
+    assert (folder / "onnx" / "model.onnx").is_file()
+    made = folder.stat().st_mtime_ns
+    assert scorers.graph_folder(tiny_ranker) == folder
+    assert folder.stat().st_mtime_ns == made
+    left = folder.parent / ".graph.partial-a1"
+    folder.rename(left)
+    with sole_writer(folder.parent):
+        left.mkdir()  # cleared by the line above; here it stands for what another process is writing
+        waiting = threading.Thread(target=scorers.graph_folder, args=(tiny_ranker,))
+        waiting.start()
+        waiting.join(timeout=0.3)
+        assert waiting.is_alive()
+        assert left.is_dir()
+    waiting.join(timeout=20)
+    assert [path.name for path in folder.parent.iterdir()] == ["graph"]
 
 
 def test_torch_labels_as_the_graph_does(tiny_ranker, tiny_data):
