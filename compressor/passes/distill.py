@@ -52,7 +52,8 @@ class Distill(TrainingPass):
         return super().needs() | {self.data, "teacher"}
 
     def placed(self, base: Path) -> Self:
-        return self.changed(teachers=tuple(teacher.placed(base) for teacher in self.teachers))
+        teachers = tuple(teacher.placed(base) for teacher in self.teachers)
+        return self if teachers == self.teachers else self.model_copy(update={"teachers": teachers})
 
     def fingerprints(self) -> Mapping[str, str]:
         return {name: value for teacher in self.teachers for name, value in teacher.fingerprints().items()}

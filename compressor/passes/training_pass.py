@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 class TrainingPass(TrainingSettings, Pass):
     """A pass that trains a cross-encoder's weights and leaves its shape as it is.
 
-    ``epochs``: how often the data is seen; 0 trains nothing.
     ``exits``: the weight of the ranker's exits, each trained with the losses on scores and on the final scores (BGE
     layerwise). By default 1 where the ranker has exits.
     ``freeze_embeddings``: leave the embeddings as they are.
@@ -35,7 +34,6 @@ class TrainingPass(TrainingSettings, Pass):
 
     verb: ClassVar[str]
 
-    epochs: NonNegativeFloat = 1.0
     exits: NonNegativeFloat | None = None
     freeze_embeddings: bool = False
 
@@ -167,6 +165,8 @@ def _report(result: TrainingResult, supply: Supply) -> None:
     supply.note("steps", result.steps)
     supply.note("pairs_per_s", round(result.pairs_per_s, 2))
     supply.note("stopped_early", result.stopped_early)
+    if dev := [value for name, points in result.curves.items() if name.startswith("dev/") for _, value in points]:
+        supply.note("best_dev", round(max(dev), 5))
     supply.note("last", {name: round(points[-1][1], 5) for name, points in result.curves.items() if points})
     for name, points in result.curves.items():
         supply.curve(name, points)

@@ -77,7 +77,7 @@ def with_most_active(n_heads: int, n_neurons: int, n_pairs: int = 256, seed: int
 _INT8 = "one activation scale spans a whole batch: a longer batch widens it, by rounding steps of 1/255 of the range"
 
 _TRAINING = {"lists": {"list_size": 4}, "lists_per_step": 4, "learning_rate": 1e-2, "precision": "fp32"}
-_TRAINED = {
+_TRAINED: dict[str, Any] = {
     "no_mask": "training removes nothing",
     "no_promise": "training keeps what earlier passes promised, and later ones may change every weight",
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -48,10 +50,9 @@ def test_a_trace_ends_where_forward_ends(spec):
     assert [tuple(state.shape) for state in trace.states] == [(sum(LENGTHS), spec.width)] * (len(spec.layers) + 1)
     # Where the head reads the first token alone, forward computes the last layer for that token only.
     torch.testing.assert_close(module(**batch), trace.logits, rtol=0, atol=BATCH_TOLERANCE)
-    attention = module.layers[0].attention
-    normed = (
-        trace.states[0] if spec.layers[0].norm_placement == "post" else module.layers[0].attention_norm(trace.states[0])
-    )
+    layer: Any = module.layers[0]
+    attention = layer.attention
+    normed = trace.states[0] if spec.layers[0].norm_placement == "post" else layer.attention_norm(trace.states[0])
     for found, linear in zip(trace.relations[0], (attention.query, attention.key, attention.value), strict=True):
         torch.testing.assert_close(found, linear(normed), rtol=0, atol=BATCH_TOLERANCE)
 

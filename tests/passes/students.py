@@ -1,0 +1,70 @@
+"""Tiny students of a tiny teacher, and what a training pass is given."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compressor.data import RankingData
+from compressor.passes import Pass, Supply
+from compressor.passes.distill import Distill
+from compressor.passes.drop_layers import DropLayers
+from compressor.ranker.history import StageRecord
+from compressor.ranker.ranker import Ranker
+
+QUICK: dict[str, Any] = {
+    "epochs": 30, "learning_rate": 5e-3, "lists": {"list_size": 4}, "lists_per_step": 3, "precision": "fp32",
+}  # fmt: skip
+
+
+def cut(teacher: Ranker, kept: list[int]) -> Ranker:
+    """Return the teacher's kept layers, with the history that the pipeline would write."""
+    step = DropLayers(keep=tuple(kept))
+    record = StageRecord(verb="drop_layers", settings=step.model_dump(mode="json"), notes={"kept_layers": kept})
+    student = step.apply(teacher, supply_for(step, None, teacher))
+    return student.changed(history=(*teacher.history, record))
+
+
+def supply_for(step: Pass, data: RankingData | None, teacher: Ranker, **changes: Any) -> Supply:
+    """Return what the pipeline would give a pass; every need is served by the same data."""
+
+    def load(need: str) -> RankingData:
+        assert data is not None, f"nothing should ask for {need} data"
+        return data
+
+    scratch = Path("scratch") / uuid.uuid4().hex  # tests run in a folder of their own
+    supply = Supply(granted=step.needs(), load=load, seed=12, scratch=scratch, load_teacher=lambda: teacher)
+    return replace(supply, **changes)
+
+
+def distilled(
+    student: Ranker,
+    teacher: Ranker,
+    data: RankingData,
+    on_supply: Callable[[Supply], None] | None = None,
+    **settings: Any,
+) -> Ranker:
+    """Return the student after a quick distillation; ``on_supply`` sees notes and curves."""
+    step = Distill.model_validate({**QUICK, **settings})
+    step.plan(student.spec)
+    supply = supply_for(step, data, teacher)
+    result = step.apply(student, supply)
+    if on_supply:
+        on_supply(supply)
+    return result
+
+
+def unlabelled(data: RankingData) -> RankingData:
+    """Return the data without judgments."""
+    return replace(data, qrels={})
+
+
+def score_rmse(ranker: Ranker, teacher: Ranker, data: RankingData) -> float:
+    """Return how far the ranker's scores of all candidates are from the teacher's."""
+    pairs = data.texts(data.pairs())
+    return float(np.sqrt(np.square(ranker.score(pairs) - teacher.score(pairs)).mean()))
