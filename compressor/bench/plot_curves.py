@@ -22,6 +22,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 62.0, 16.0, 30.0, 44.0
 _LEGEND_LINE, _CHARACTER, _SWATCH = 17.0, 6.5, 22.0
 _MOST_POINTS = 200
 _ORDER = {"loss": 0, "dev": 1}
+_LEAST, _LOG_MOST = 1e-9, 1e12  # what is nearer to zero is drawn as zero; what is wider apart has no log axis
 _LOG_FROM = 10.0  # a logarithmic axis pays once the largest value is so many times the smallest
 
 
@@ -63,7 +64,7 @@ def line_plot(
     Args:
         curves: drawn in this order; with more than one, a legend names each and gives its last value.
         title, x_name, y_name: plain text.
-        log_y: logarithmic, where every value is positive.
+        log_y: logarithmic, where every value is positive and decades are few enough to be told apart.
         best: rings the ``high``-est or ``low``-est value of each curve; of a single curve it is written beside it.
 
     Returns:
@@ -74,7 +75,7 @@ def line_plot(
     if not curves:
         return ""
     xs, ys = zip(*(point for points in finite.values() for point in points), strict=True)
-    log_y = log_y and min(ys) > 0
+    log_y = log_y and min(ys) > 0 and max(ys) < _LOG_MOST * min(ys)
     legend, top = _legend(curves, finite)
     x = Scale(low=0.0 if 0 <= min(xs) < 0.3 * max(xs) else min(xs), high=max(xs), start=_LEFT, end=_WIDTH - _RIGHT)
     low, high = _padded(min(ys), max(ys), log_y, share=0.2 if best else 0.08)
@@ -141,7 +142,11 @@ def _spans_a_decade(group: Sequence[Curve]) -> bool:
 
 
 def _finite(points: Points) -> list[tuple[float, float]]:
-    return [(float(x), float(y)) for x, y in points if math.isfinite(x) and math.isfinite(y)]
+    return [(_not_tiny(x), _not_tiny(y)) for x, y in points if math.isfinite(x) and math.isfinite(y)]
+
+
+def _not_tiny(value: float) -> float:
+    return value if abs(value) >= _LEAST else 0.0
 
 
 def _padded(low: float, high: float, log: bool, share: float) -> tuple[float, float]:

@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from compressor.bench.plot_curves import Curve, line_plot, standalone, thinned, training_plots
@@ -109,6 +109,8 @@ numbers = st.one_of(st.floats(-1e12, 1e12), st.sampled_from([math.nan, math.inf,
 
 
 @settings(max_examples=60, deadline=None)
+@example([[(0.0, 1.0), (0.0, 4e-288)]], True)
+@example([[(0.0, 5e-324), (1.0, 1.0)]], True)
 @given(st.lists(st.lists(st.tuples(numbers, numbers), max_size=6), max_size=3), st.booleans())
 def test_any_points_make_well_formed_plots_inside_their_frame(many, log):
     curves = [Curve(name=str(index), points=points) for index, points in enumerate(many)]
