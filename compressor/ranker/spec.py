@@ -1,92 +1,72 @@
 """The architecture as data: a `RankerSpec` says everything about a ranker's shape.
 
 Weights are named after the spec (`layers.3.attention.query.weight`): a ranker is its spec plus a flat set of tensors.
-Layers need not be alike: each has its own heads, widths, norms, linear forms and precisions.
+Layers need not be alike: each has its own heads, widths, norms, linear forms and precisions. The parts are defined in
+`parts_spec`, `attention_spec` and `head_spec`; all of them are imported from here.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
+from compressor.ranker.attention_spec import (
+    AttentionPattern,
+    AttentionSpec,
+    CausalPattern,
+    FullPattern,
+    RotarySpec,
+    WindowPattern,
+)
+from compressor.ranker.head_spec import ClassifierHead, Head, SimilarityHead
+from compressor.ranker.parts_spec import (
+    Activation,
+    DenseForm,
+    Float32,
+    Int8Dynamic,
+    Int8Rows,
+    LinearForm,
+    LinearPrecision,
+    LinearSpec,
+    LowRankForm,
+    NormSpec,
+    TablePrecision,
+    TableSpec,
+)
 from compressor.records import Record
 
+__all__ = [
+    "Activation",
+    "AttentionPattern",
+    "AttentionSpec",
+    "CausalPattern",
+    "ClassifierHead",
+    "DenseForm",
+    "DropoutSpec",
+    "EmbeddingsSpec",
+    "Family",
+    "FeedForwardSpec",
+    "Float32",
+    "FullPattern",
+    "Head",
+    "Int8Dynamic",
+    "Int8Rows",
+    "LayerSpec",
+    "LinearForm",
+    "LinearPrecision",
+    "LinearSpec",
+    "LowRankForm",
+    "NormSpec",
+    "RankerSpec",
+    "RotarySpec",
+    "SimilarityHead",
+    "TablePrecision",
+    "TableSpec",
+    "WindowPattern",
+]
+
 Share = Annotated[float, Field(ge=0, lt=1)]
-
-
-class DenseForm(Record):
-    """One matrix, ``[outputs, inputs]``."""
-
-    kind: Literal["dense"] = "dense"
-
-
-class LowRankForm(Record):
-    """Two thin matrices, ``[rank, inputs]`` then ``[outputs, rank]``."""
-
-    kind: Literal["low_rank"] = "low_rank"
-    rank: PositiveInt
-
-
-LinearForm = Annotated[DenseForm | LowRankForm, Field(discriminator="kind")]
-
-
-class Float32(Record):
-    """IEEE single precision."""
-
-    kind: Literal["fp32"] = "fp32"
-
-
-class Int8Dynamic(Record):
-    """Weights int8, symmetric, one scale per output channel; activations uint8, one scale and zero point per call.
-
-    ``reduce_range`` keeps weights within 7 bits, for CPUs without VNNI whose 16-bit sums saturate.
-    """
-
-    kind: Literal["int8_dynamic"] = "int8_dynamic"
-    reduce_range: bool = False
-
-
-class Int8Rows(Record):
-    """A lookup table in int8, symmetric, one scale per row."""
-
-    kind: Literal["int8_rows"] = "int8_rows"
-
-
-LinearPrecision = Annotated[Float32 | Int8Dynamic, Field(discriminator="kind")]
-TablePrecision = Annotated[Float32 | Int8Rows, Field(discriminator="kind")]
-
-
-class LinearSpec(Record):
-    """``y = x Wᵀ + b`` with W in some form and precision."""
-
-    inputs: PositiveInt
-    outputs: PositiveInt
-    bias: bool = True
-    form: LinearForm = DenseForm()
-    precision: LinearPrecision = Float32()
-
-
-class TableSpec(Record):
-    """A lookup table ``[rows, width]``."""
-
-    rows: PositiveInt
-    width: PositiveInt
-    precision: TablePrecision = Float32()
-
-
-class NormSpec(Record):
-    """Layer norm (mean and variance) or RMS norm (variance alone)."""
-
-    kind: Literal["layer", "rms"] = "layer"
-    epsilon: PositiveFloat
-    bias: bool = True
-
-    @model_validator(mode="after")
-    def _rms_has_no_bias(self) -> Self:
-        if self.kind == "rms" and self.bias:
-            raise ValueError("an RMS norm has no bias")
-        return self
 
 
 class EmbeddingsSpec(Record):
@@ -112,63 +92,6 @@ class EmbeddingsSpec(Record):
         if wrong:
             raise ValueError(f"the token table is {self.tokens.width} wide, but " + ", ".join(wrong))
         return self
-
-
-class FullPattern(Record):
-    """Every token sees every token."""
-
-    kind: Literal["full"] = "full"
-
-
-class WindowPattern(Record):
-    """A token sees tokens at most ``reach`` positions away on either side."""
-
-    kind: Literal["window"] = "window"
-    reach: PositiveInt
-
-
-class CausalPattern(Record):
-    """A token sees itself and what stands before it."""
-
-    kind: Literal["causal"] = "causal"
-
-
-AttentionPattern = Annotated[FullPattern | WindowPattern | CausalPattern, Field(discriminator="kind")]
-
-
-class RotarySpec(Record):
-    """Rotary positions over the whole head width, halves rotated (not interleaved)."""
-
-    kind: Literal["rotary"] = "rotary"
-    base: PositiveFloat
-
-
-class AttentionSpec(Record):
-    """Multi-head attention; ``positions`` holds schemes that act inside attention (room for relative bias)."""
-
-    heads: PositiveInt
-    head_width: PositiveInt
-    pattern: AttentionPattern = FullPattern()
-    positions: RotarySpec | None = None
-    query: LinearSpec
-    key: LinearSpec
-    value: LinearSpec
-    output: LinearSpec
-
-    @model_validator(mode="after")
-    def _widths_agree(self) -> Self:
-        width = self.heads * self.head_width
-        for name in ("query", "key", "value"):
-            if getattr(self, name).outputs != width:
-                raise ValueError(f"{name} gives {getattr(self, name).outputs} values, heads × head_width is {width}")
-        if self.output.inputs != width:
-            raise ValueError(f"output takes {self.output.inputs} values, heads × head_width is {width}")
-        if self.positions and self.head_width % 2:
-            raise ValueError(f"rotary positions turn pairs of values, head_width {self.head_width} is odd")
-        return self
-
-
-Activation = Literal["gelu", "gelu_tanh", "relu", "silu", "tanh"]
 
 
 class FeedForwardSpec(Record):
@@ -203,35 +126,6 @@ class LayerSpec(Record):
     ffn_norm: NormSpec | None
     token_rule: None = None
     exit: None = None
-
-
-class ClassifierHead(Record):
-    """One logit from a pooled state: dense, activation, norm (each optional), then the output linear."""
-
-    kind: Literal["classifier"] = "classifier"
-    pool: Literal["first", "mean"]
-    dense: LinearSpec | None = None
-    activation: Activation | None = None
-    norm: NormSpec | None = None
-    output: LinearSpec
-
-    @model_validator(mode="after")
-    def _one_logit(self) -> Self:
-        if self.output.outputs != 1:
-            raise ValueError(f"a ranker's head gives one logit, not {self.output.outputs}")
-        if self.dense and self.dense.outputs != self.output.inputs:
-            raise ValueError(f"dense gives {self.dense.outputs} values, output takes {self.output.inputs}")
-        return self
-
-
-class SimilarityHead(Record):
-    """A bi-encoder's head: a pooled unit vector per text; the score of a pair is the cosine."""
-
-    kind: Literal["similarity"] = "similarity"
-    pool: Literal["first", "mean"]
-
-
-Head = Annotated[ClassifierHead | SimilarityHead, Field(discriminator="kind")]
 
 
 class DropoutSpec(Record):
