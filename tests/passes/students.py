@@ -18,7 +18,7 @@ from compressor.ranker.history import StageRecord
 from compressor.ranker.ranker import Ranker
 
 QUICK: dict[str, Any] = {
-    "epochs": 30, "learning_rate": 5e-3, "lists": {"list_size": 4}, "lists_per_step": 3, "precision": "fp32",
+    "epochs": 15, "learning_rate": 1e-2, "lists": {"list_size": 4}, "lists_per_step": 3, "precision": "fp32",
 }  # fmt: skip
 
 

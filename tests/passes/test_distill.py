@@ -53,22 +53,16 @@ def test_the_default_mixture_brings_a_cut_near_its_teacher(student, teacher, dat
     assert score_rmse(result, teacher, data) < score_rmse(student, teacher, data) / 5
     assert result.spec == student.spec
     assert notes["layer_maps"] == {"hidden": {0: 1}}
-    assert notes["pairs"] == 30 * 48
-    assert notes["steps"] == 30 * 4
+    assert notes["pairs"] == 15 * 48
+    assert notes["steps"] == 15 * 4
     assert notes["pairs_per_s"] > 0
     assert set(notes["last"]) >= {"loss", "loss/mse", "loss/listwise_kl", "loss/hidden"}
 
 
 @pytest.mark.parametrize("name", ON_TEACHER)
 def test_each_loss_on_scores_teaches_alone(name, student, teacher, data):
-    curves = curves_of(student, teacher, data, losses={name: 1}, representations={})
-    assert falls(curves[f"loss/{name}"]) or name in ("ranknet", "list_mle", "plist_mle")
-    before, after = (agreement(one, teacher, data) for one in (student, student_after(name, student, teacher, data)))
-    assert after > before
-
-
-def student_after(name, student, teacher, data):
-    return distilled(student, teacher, data, losses={name: 1}, representations={})
+    result = distilled(student, teacher, data, losses={name: 1}, representations={})
+    assert agreement(result, teacher, data) > agreement(student, teacher, data) + 0.1
 
 
 def agreement(ranker, teacher, data):
@@ -150,7 +144,7 @@ def narrow_spec():
 
 @pytest.mark.parametrize("name", ON_LABELS)
 def test_labels_are_mixed_in(name, student, teacher, tiny_data):
-    curves = curves_of(student, teacher, tiny_data, labels={name: 1})
+    curves = curves_of(student, teacher, tiny_data, labels={name: 5})
     assert {"loss/mse", "loss/hidden", f"loss/{name}"} <= set(curves)
     # Random judgments contradict the teacher, so in the mixture neither need win; alone they are learned.
     alone = curves_of(student, teacher, tiny_data, losses={}, representations={}, labels={name: 1})
@@ -222,9 +216,9 @@ def test_dev_data_choose_the_weights(student, teacher, tiny_data):
     found: dict[str, Any] = {}
     distilled(
         student, teacher, tiny_data, lambda supply: found.update(supply.curves, notes=supply.notes),
-        evaluate_every=5, dev_measure="RR@10", patience=2, learning_rate=0.3,
+        evaluate_every=3, dev_measure="RR@10", patience=2, learning_rate=0.3,
     )  # fmt: skip
     notes = found["notes"]
     assert notes["best_dev"] == pytest.approx(max(value for _, value in found["dev/RR@10"]), abs=1e-5)
     assert notes["stopped_early"]
-    assert notes["steps"] < 120
+    assert notes["steps"] < 60
