@@ -63,6 +63,8 @@ def refuse_without_stock(spec: RankerSpec) -> None:
     from compressor.families import can_be_stock
 
     reason = can_be_stock(spec)
+    if spec.output_name == "embedding":
+        reason = "a bi-encoder, whose stock form scores no pairs"
     if reason:
         raise InputError(
             Fault(

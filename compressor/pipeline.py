@@ -16,6 +16,7 @@ from compressor import __version__
 from compressor.errors import Fault, InputError, RunError
 from compressor.passes import Pass, PlanError, Promise, Supply
 from compressor.passes.contract import DATA_NEEDS, Need
+from compressor.passes.watched_teacher import READS_ALONG_FIX, unreadable
 from compressor.plan import Plan, PlanStep
 from compressor.ranker.cost import macs, parameters
 from compressor.ranker.spec import RankerSpec
@@ -65,6 +66,9 @@ def check_recipe(recipe: Recipe, spec: RankerSpec, source: Path) -> list[RankerS
             where = f"{place}.{fault.setting}" if fault.setting else place
             faults.append(Fault(source=source, where=where, found=fault.found, allowed=fault.allowed, fix=fault.fix))
             break  # what comes behind would be judged on a shape that never exists
+    faults += _misplaced_starts(recipe, source)
+    if not faults:
+        faults += _unreadable_rows(recipe, shapes, source)
     if faults:
         raise InputError(faults)
     return shapes
@@ -220,6 +224,28 @@ def _unmet_needs(recipe: Recipe, source: Path) -> Iterable[Fault]:
     if recipe.gate and not recipe.data.test:
         fix = "add to data: 'test: [COLLECTION/SPLIT]', or remove the gate"
         yield Fault(source=source, where="gate", found="a gate, and no data.test to decide it on", fix=fix)
+
+
+def _misplaced_starts(recipe: Recipe, source: Path) -> Iterable[Fault]:
+    for place, step in list(_placed(recipe))[1:]:
+        if step.starts_anew:
+            found = f"{step.starts_anew} behind other passes, whose work it would throw away"
+            yield Fault(
+                source=source, where=place, found=found, allowed="the first place", fix=f"put {step.verb} first"
+            )
+
+
+def _unreadable_rows(recipe: Recipe, shapes: Sequence[RankerSpec], source: Path) -> Iterable[Fault]:
+    """Yield the passes that have the teacher read rows that it cannot read."""
+    from compressor.families import token_fingerprint
+
+    same_tokens = True
+    for (place, step), shape in zip(_placed(recipe), shapes, strict=False):
+        if step.starts_anew:
+            own, theirs = token_fingerprint(step.starts_anew, Path()), token_fingerprint(recipe.teacher, source.parent)
+            same_tokens = own == theirs
+        if step.reads_along and (reason := unreadable(shape, shapes[0], same_tokens=same_tokens)):
+            yield Fault(source=source, where=f"{place}.{step.reads_along}", found=reason, fix=READS_ALONG_FIX)
 
 
 def _placed(recipe: Recipe) -> Iterable[tuple[str, Pass]]:

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from compressor.errors import Fault, InputError
 from compressor.families.catalogue import FAMILIES, spec_of_config
-from compressor.families.family import Shape, is_prefixed, shape_faults, stock_shapes, to_canonical
+from compressor.families.family import Shape, is_prefixed, shape_faults, stock_names, stock_shapes, to_canonical
 from compressor.progress import progress
+from compressor.ranker.encoder import expected_shapes
 from compressor.ranker.spec import RankerSpec, SimilarityHead
 from compressor.storage import inside, read_json
 
@@ -85,6 +86,27 @@ class Checkpoint:
             found = f"{len(foreign)} weights of type {dtype}"
             raise InputError(Fault(source=self.folder, where=name, found=found, allowed=_FLOAT_NAMES, fix=fix))
         return to_canonical(family, spec, tensors)
+
+    def head_weights(self, spec: RankerSpec) -> dict[str, Tensor]:
+        """Return what there is of a scoring head, canonical and fp32: for an encoder perhaps a pooler, or nothing.
+
+        Args:
+            spec: with the head that is wanted; tensors of other shapes, such as a head of three logits, are left out.
+        """
+        family, shapes = FAMILIES[spec.family], self._shapes()
+        expected = expected_shapes(spec)
+        names = {
+            stock: parts[0]
+            for stock, parts in stock_names(family, spec, prefixed=is_prefixed(family, shapes)).items()
+            if parts[0].startswith("head.") and shapes.get(stock) == expected[parts[0]]
+        }
+        found: dict[str, Tensor] = {}
+        for path in weight_files(self.folder):
+            with _opened(path) as file:
+                stored = {_modern(name): name for name in file.keys()}  # noqa: SIM118
+                there = names.keys() & stored.keys()
+                found |= {names[stock]: file.get_tensor(stored[stock]).float() for stock in there}
+        return found
 
     def _shapes(self) -> dict[str, Shape]:
         shapes: dict[str, Shape] = {}

@@ -115,7 +115,8 @@ def _no_head(source: Path, missing: list[str]) -> Fault:
         source=source,
         found=f"a base encoder without a scoring head (no {_listed(missing)})",
         allowed="a trained cross-encoder with one logit, or a bi-encoder saved by sentence-transformers (modules.json)",
-        fix="train it as a ranker first: a fresh head would score at random",
+        fix="a fresh head would score at random: name a ranker as teacher, give this encoder to the pass start_from, "
+        "and train it with finetune or distill",
     )
 
 

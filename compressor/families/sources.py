@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from tokenizers import Tokenizer
 
@@ -14,11 +14,11 @@ from compressor.errors import Fault, InputError
 from compressor.families.catalogue import FAMILIES
 from compressor.families.checkpoint import INDEX, SINGLE, Checkpoint, weight_files
 from compressor.families.config import Config
-from compressor.families.onnx_import import OnnxSource, check_scores, external_files, read_onnx
+from compressor.families.onnx_import import OnnxSource, Pool, check_scores, external_files, read_onnx
 from compressor.families.sentence_folder import read_modules
 from compressor.families.stock import stock_config
 from compressor.ranker.ranker import Ranker
-from compressor.ranker.spec import Family, RankerSpec
+from compressor.ranker.spec import Family, RankerSpec, SimilarityHead
 from compressor.ranker.store import TOKENIZER_FILES, load_ranker, read_spec, read_tokenizer_files
 from compressor.runtime.tokenizer import PairTokenizer
 from compressor.runtime.tokenizer_settings import SETTINGS_FILES
@@ -36,6 +36,9 @@ class Source(Protocol):
     def files(self) -> list[Path]:
         """Return the files that its scores depend on."""
 
+    def tokenizer(self) -> PairTokenizer:
+        """Return its tokenizer."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class StoredSource:
@@ -52,20 +55,28 @@ class StoredSource:
     def files(self) -> list[Path]:
         return _existing(self.folder, "spec.json", SINGLE, *TOKENIZER_FILES)
 
+    def tokenizer(self) -> PairTokenizer:
+        return PairTokenizer.from_files(read_tokenizer_files(self.folder), source=self.folder)
+
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointSource:
-    """A stock checkpoint, or what sentence-transformers made of one."""
+    """A stock checkpoint, or what sentence-transformers made of one.
+
+    Attributes:
+        folder: where it lies.
+        is_encoder: whether to leave out the scoring head, if there is one.
+    """
 
     folder: Path
+    is_encoder: bool = False
 
     def spec(self) -> RankerSpec:
-        checkpoint = self._checkpoint()
-        return self._limited(checkpoint.spec(), checkpoint.folder)
+        return self._limited(self.checkpoint())
 
     def read(self) -> tuple[Ranker, dict[str, Any]]:
-        checkpoint = self._checkpoint()
-        spec = self._limited(checkpoint.spec(), checkpoint.folder)
+        checkpoint = self.checkpoint()
+        spec = self._limited(checkpoint)
         config = dict(checkpoint.config)
         modules = read_modules(self.folder)
         if modules and modules.activation:
@@ -77,21 +88,29 @@ class CheckpointSource:
         return ranker, {"format": "safetensors"}
 
     def files(self) -> list[Path]:
-        folder = self._checkpoint().folder
+        folder = self.checkpoint().folder
         beside = _existing(self.folder, "modules.json", "config_sentence_transformers.json", "1_Pooling/config.json")
         own = _existing(folder, "config.json", INDEX, "sentence_bert_config.json", *TOKENIZER_FILES)
         return [*beside, *own, *weight_files(folder)]
 
-    def _checkpoint(self) -> Checkpoint:
-        modules = read_modules(self.folder)
-        return Checkpoint.open(modules.encoder, modules.similarity) if modules else Checkpoint.open(self.folder)
-
-    def _limited(self, spec: RankerSpec, folder: Path) -> RankerSpec:
-        """Cut the longest row to what the tokenizer's files say."""
+    def tokenizer(self) -> PairTokenizer:
+        folder = self.checkpoint().folder
         files = read_tokenizer_files(folder)
         files |= _contents(folder, *SETTINGS_FILES) | _contents(self.folder, "modules.json")
-        tokenizer = PairTokenizer.from_files(files, source=folder)
-        return spec.changed(max_length=min(spec.max_length, tokenizer.max_length))
+        return PairTokenizer.from_files(files, source=folder)
+
+    def checkpoint(self) -> Checkpoint:
+        """Open the transformer's own folder."""
+        modules = read_modules(self.folder)
+        folder, similarity = (modules.encoder, modules.similarity) if modules else (self.folder, None)
+        if self.is_encoder and similarity is None:
+            similarity = SimilarityHead(pool="first")
+        return Checkpoint.open(folder, similarity)
+
+    def _limited(self, checkpoint: Checkpoint) -> RankerSpec:
+        """Cut the longest row to what the tokenizer's files say."""
+        spec = checkpoint.spec()
+        return spec.changed(max_length=min(spec.max_length, self.tokenizer().max_length))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,18 +122,24 @@ class OnnxFile:
         folder: where the tokenizer's files and, where there is one, ``config.json`` lie.
         tokenizer_files: the tokenizer's contents; read from the folder where empty.
         config: what the config says beside the shape; read from the folder where empty.
+        pool: for a graph that gives an encoder's states, what a bi-encoder makes of them; None for a cross-encoder.
     """
 
     path: Path
     folder: Path
     tokenizer_files: Mapping[str, bytes] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
+    pool: Pool | None = None
+
+    def as_encoder(self) -> Self:
+        """Return the same file, read as an encoder."""
+        return replace(self, pool="first")
 
     def spec(self) -> RankerSpec:
-        return self._spec(read_onnx(self.path))
+        return self._spec(read_onnx(self.path, is_encoder=self.pool is not None))
 
     def read(self) -> tuple[Ranker, dict[str, Any]]:
-        source = read_onnx(self.path)
+        source = read_onnx(self.path, is_encoder=self.pool is not None)
         spec, weights = self._spec(source), source.weights()
         tokenizer_files = self._tokenizer_files()
         _check_vocabulary(spec, tokenizer_files, self.folder)
@@ -132,12 +157,15 @@ class OnnxFile:
         beside = [self.path.parent / name for name in sorted(external_files(self.path))]
         return [self.path, *beside, *_existing(self.folder, "config.json", *TOKENIZER_FILES)]
 
-    def _spec(self, source: OnnxSource) -> RankerSpec:
+    def tokenizer(self) -> PairTokenizer:
         config = self._config()
         settings = {"config.json": json.dumps(config).encode()} if config else {}
-        tokenizer = PairTokenizer.from_files({**settings, **self._tokenizer_files()}, source=self.folder)
+        return PairTokenizer.from_files({**settings, **self._tokenizer_files()}, source=self.folder)
+
+    def _spec(self, source: OnnxSource) -> RankerSpec:
+        config, tokenizer = self._config(), self.tokenizer()
         family: Family | None = config["model_type"] if config.get("model_type") in FAMILIES else None
-        spec = source.spec(family=family, pad_id=tokenizer.pad_id, max_length=tokenizer.max_length)
+        spec = source.spec(family=family, pad_id=tokenizer.pad_id, max_length=tokenizer.max_length, pool=self.pool)
         # A graph for inference has no dropout left; training takes what the config, or the family's default, says.
         stock = FAMILIES[spec.family].read(Config(config, self.folder / "config.json"))
         return spec.changed(dropout=stock.dropout)

@@ -1,4 +1,4 @@
-"""From a recipe's ``teacher:`` to a ranker: the packaged one, a folder, an ONNX file, or a hub id."""
+"""From a recipe's ``teacher:`` to a ranker: a packaged one, a folder, an ONNX file, or a hub id."""
 
 from __future__ import annotations
 
@@ -8,14 +8,22 @@ from pathlib import Path
 from compressor.errors import Fault, InputError, suggest
 from compressor.families.checkpoint import INDEX, SINGLE
 from compressor.families.hub import fetch, is_hub_id
-from compressor.families.packaged import SOURCE_CONFIG, packaged_folder, packaged_tokenizer
+from compressor.families.packaged import (
+    CARRIED,
+    PACKAGED,
+    TEACHER,
+    TEACHER_CONFIG,
+    is_packaged,
+    packaged_folder,
+    packaged_name,
+    teacher_tokenizer,
+)
 from compressor.families.sources import CheckpointSource, OnnxFile, Source, StoredSource
 from compressor.ranker.history import StageRecord
 from compressor.ranker.ranker import Ranker
 from compressor.ranker.spec import RankerSpec
 from compressor.storage import sha256_file, sha256_json
 
-PACKAGED = "packaged"
 _ONNX_NAMES = ("model.onnx", "onnx/model.onnx")
 _IMPORT_VERSION = 1  # part of every fingerprint: raise it when the same files come to give another ranker
 
@@ -24,7 +32,8 @@ def load_teacher(reference: str, base: Path) -> Ranker:
     """Read the ranker that a recipe names.
 
     Args:
-        reference: ``packaged``, a folder, an ONNX file, or a hub id (``organization/model[@revision]``).
+        reference: ``packaged``, ``packaged:NAME``, a folder, an ONNX file, or a hub id
+            (``organization/model[@revision]``).
         base: the folder that relative paths start from.
 
     Returns:
@@ -34,8 +43,8 @@ def load_teacher(reference: str, base: Path) -> Ranker:
         InputError: there is no such teacher, or one that rankpress cannot read exactly.
     """
     start = time.monotonic()
-    ranker, notes = _source(reference, base, with_weights=True).read()
-    _check_finite(ranker, reference)
+    ranker, notes = open_source(reference, base, with_weights=True).read()
+    check_finite(ranker, reference)
     record = StageRecord(
         verb="import",
         settings={"teacher": reference},
@@ -51,7 +60,16 @@ def peek_teacher(reference: str, base: Path) -> RankerSpec:
     Raises:
         InputError: as `load_teacher`, as far as it shows without weights.
     """
-    return _source(reference, base, with_weights=False).spec()
+    return open_source(reference, base, with_weights=False).spec()
+
+
+def token_fingerprint(reference: str, base: Path) -> str:
+    """Return a SHA-256 of how the ranker that a recipe names reads text, see `PairTokenizer.fingerprint`.
+
+    Raises:
+        InputError: as `load_teacher`, as far as it shows without weights.
+    """
+    return open_source(reference, base, with_weights=False).tokenizer().fingerprint
 
 
 def teacher_fingerprint(reference: str, base: Path) -> str:
@@ -60,11 +78,16 @@ def teacher_fingerprint(reference: str, base: Path) -> str:
     Raises:
         InputError: there is no such teacher.
     """
-    files = _source(reference, base, with_weights=True).files()
+    files = open_source(reference, base, with_weights=True).files()
     return sha256_json([_IMPORT_VERSION, sorted([path.name, sha256_file(path)] for path in files)])
 
 
-def _check_finite(ranker: Ranker, reference: str) -> None:
+def check_finite(ranker: Ranker, reference: str) -> None:
+    """Refuse weights that are NaN or infinite.
+
+    Raises:
+        InputError: names them.
+    """
     faults = [
         Fault(
             source="teacher",
@@ -80,11 +103,14 @@ def _check_finite(ranker: Ranker, reference: str) -> None:
         raise InputError(faults)
 
 
-def _source(reference: str, base: Path, *, with_weights: bool) -> Source:
-    if reference == PACKAGED:
-        folder = packaged_folder()
-        files = packaged_tokenizer(folder)
-        return OnnxFile(path=folder / "model.onnx", folder=folder, tokenizer_files=files, config=SOURCE_CONFIG)
+def open_source(reference: str, base: Path, *, with_weights: bool) -> Source:
+    """Find the files that a reference means.
+
+    Raises:
+        InputError: there are none, or they are of no kind that holds a ranker.
+    """
+    if is_packaged(reference):
+        return _packaged(packaged_name(reference))
     path = base / Path(reference).expanduser()
     if path.is_file():
         return _file(path)
@@ -94,6 +120,17 @@ def _source(reference: str, base: Path, *, with_weights: bool) -> Source:
         return CheckpointSource(folder=fetch(reference, with_weights=with_weights))
     found = f"{reference!r}: no such file or folder"
     raise InputError(Fault(source="teacher", found=found, allowed=_ALLOWED, fix=suggest(reference, [PACKAGED])))
+
+
+def _packaged(name: str) -> Source:
+    folder = packaged_folder(name)
+    graph = folder / "model.onnx"
+    if name == TEACHER:
+        files = teacher_tokenizer(folder)
+        return OnnxFile(path=graph, folder=folder, tokenizer_files=files, config=TEACHER_CONFIG)
+    if graph.name in CARRIED[name].hashes:
+        return OnnxFile(path=graph, folder=folder, pool=CARRIED[name].pool)
+    return CheckpointSource(folder=folder)
 
 
 _ALLOWED = "packaged, a checkpoint's folder, an ONNX file, or a hub id (organization/model)"

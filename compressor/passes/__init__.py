@@ -1,6 +1,6 @@
 """The catalogue of passes: one file per verb. Importing it registers them all; no torch is loaded."""
 
-from compressor.passes import distill, drop_layers, finetune, quantize, subclone
+from compressor.passes import distill, drop_layers, finetune, quantize, start_from, subclone
 from compressor.passes.contract import NeedError, Pass, PlanError, Promise, Supply
 
 __all__ = [
@@ -13,5 +13,6 @@ __all__ = [
     "drop_layers",
     "finetune",
     "quantize",
+    "start_from",
     "subclone",
 ]

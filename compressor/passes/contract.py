@@ -144,6 +144,16 @@ class Pass(Record, ABC):
         """
         return {}
 
+    @property
+    def starts_anew(self) -> str:
+        """The checkpoint that takes the place of the ranker at hand, if one does; such a pass stands first."""
+        return ""
+
+    @property
+    def reads_along(self) -> str:
+        """The setting by which the teacher reads the ranker's own rows, if one does; both must cut text alike then."""
+        return ""
+
     @abstractmethod
     def plan(self, spec: RankerSpec) -> RankerSpec:
         """Return the shape that the pass makes of a ranker, without looking at weights.

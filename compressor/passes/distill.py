@@ -85,6 +85,12 @@ class Distill(TrainingPass):
         return self.train(ranker, supply, data, objective, teachers=stored)
 
     @property
+    def reads_along(self) -> str:
+        if self.epochs == 0:
+            return ""
+        return "representations" if self.representations else "teacher_scores" if self.losses and self._is_live else ""
+
+    @property
     def _asks_own_teacher_alone(self) -> bool:
         return all(isinstance(teacher, RankerTeacher) and teacher.ranker == "self" for teacher in self.teachers)
 
@@ -133,7 +139,7 @@ class Distill(TrainingPass):
         from compressor.passes.watched_teacher import watch
         from compressor.training.objective import Objective
 
-        watched = watch(self, ranker, supply) if self.representations or (self.losses and self._is_live) else None
+        watched = watch(self, ranker, supply) if self.reads_along else None
         return Objective(
             scores=tuple(self.losses.terms()),
             labels=tuple(self.labels.terms()),

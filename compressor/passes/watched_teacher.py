@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from compressor.algorithms.layer_maps import LayerMapError, kept_layers, layer_map
 from compressor.passes.contract import Supply
-from compressor.ranker.spec import ClassifierHead
+from compressor.passes.start_from import SELF
+from compressor.ranker.spec import ClassifierHead, RankerSpec
 from compressor.training.loss_settings import LayerChoice, Relations
 
 if TYPE_CHECKING:
@@ -16,6 +16,25 @@ if TYPE_CHECKING:
     from compressor.ranker.encoder import Encoder
     from compressor.ranker.ranker import Ranker
     from compressor.training.objective import RelationMatch, StateMatch, Watched
+
+
+READS_ALONG_FIX = "set representations: {} and teacher_scores: stored: scores can be learned from any teacher"
+
+
+def unreadable(own: RankerSpec, teacher: RankerSpec, *, same_tokens: bool) -> str:
+    """Return why a teacher cannot read a ranker's rows and be watched while it does, or an empty string.
+
+    Args:
+        own, teacher: the shapes of both.
+        same_tokens: whether both cut text into the same tokens.
+    """
+    if not isinstance(teacher.head, ClassifierHead):
+        return "a bi-encoder as teacher, which never reads a pair as a whole"
+    if not same_tokens:
+        return "a teacher that cuts text into other tokens than the ranker"
+    if own.max_length > teacher.max_length:
+        return f"rows of up to {own.max_length} tokens and a teacher that reads {teacher.max_length}"
+    return ""
 
 
 def watch(step: Distill, ranker: Ranker, supply: Supply) -> Watched:
@@ -27,7 +46,9 @@ def watch(step: Distill, ranker: Ranker, supply: Supply) -> Watched:
     from compressor.training.objective import Projections, Watched
 
     teacher = supply.teacher()
-    _refuse_other_tokens(step, ranker, teacher)
+    same_tokens = ranker.tokenizer.fingerprint == teacher.tokenizer.fingerprint
+    if reason := unreadable(ranker.spec, teacher.spec, same_tokens=same_tokens):
+        raise step.fault(step.reads_along, reason, fix=READS_ALONG_FIX)
     states = _states(step, ranker, teacher)
     relations = _relations(step, ranker, teacher)
     maps = {match.name: {own - 1: theirs - 1 for own, theirs in match.states.items() if own} for match in states}
@@ -47,24 +68,6 @@ def _frozen(teacher: Ranker, step: Distill) -> Encoder:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     module = teacher.trainable().requires_grad_(False).eval()
     return module.to(torch.bfloat16) if computes_in_bf16(step.precision, device) else module
-
-
-def _refuse_other_tokens(step: Distill, ranker: Ranker, teacher: Ranker) -> None:
-    where = "representations" if step.representations else "teacher_scores"
-    fix = "set representations: {} and teacher_scores: stored: scores can be learned from any teacher"
-    if not isinstance(teacher.spec.head, ClassifierHead):
-        raise step.fault(where, "a bi-encoder as teacher, which never reads a pair as a whole", fix=fix)
-    if _tokens(ranker) != _tokens(teacher):
-        raise step.fault(where, "a teacher that cuts text into other tokens than the ranker", fix=fix)
-    own, theirs = ranker.spec.max_length, teacher.spec.max_length
-    if own > theirs:
-        raise step.fault(where, f"rows of up to {own} tokens and a teacher that reads {theirs}", fix=fix)
-
-
-def _tokens(ranker: Ranker) -> dict[str, Any]:
-    """Return what decides which tokens a text becomes; where rows are cut and padded does not count."""
-    settings = json.loads(ranker.tokenizer_files["tokenizer.json"])
-    return {key: value for key, value in settings.items() if key not in ("truncation", "padding")}
 
 
 def _states(step: Distill, ranker: Ranker, teacher: Ranker) -> list[StateMatch]:
@@ -123,7 +126,7 @@ def _kept(ranker: Ranker, teacher: Ranker) -> list[int] | None:
     """Return which teacher layer each of the ranker's layers once was; None where it does not stem from the teacher."""
     cuts = []
     for record in ranker.history[len(teacher.history) :]:
-        if record.verb == "start_from":
+        if record.verb == "start_from" and record.settings.get("checkpoint") != SELF:
             return None
         if "kept_layers" in record.notes:
             cuts.append(record.notes["kept_layers"])

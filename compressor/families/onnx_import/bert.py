@@ -37,21 +37,21 @@ class LayerPart:
 
 @dataclass(frozen=True, kw_only=True)
 class BertParts:
-    """What a BERT-shaped ranker is made of; layers from the first to the last."""
+    """What a BERT-shaped ranker is made of; layers from the first to the last, no head for an encoder."""
 
     embeddings: EmbeddingsPart
     layers: list[LayerPart]
-    head: HeadPart
+    head: HeadPart | None
 
 
-def recognize(graph: Graph) -> BertParts:
-    """Recognize a BERT-shaped cross-encoder by its data flow.
+def recognize(graph: Graph, *, is_encoder: bool = False) -> BertParts:
+    """Recognize a BERT-shaped cross-encoder, or an encoder that gives its last states, by its data flow.
 
     Raises:
         NotRecognizedError: says where the walk stopped, what stands there, and what was looked for.
     """
     _check_inputs(graph)
-    head, value = _head(graph)
+    head, value = (None, graph.output) if is_encoder else _head(graph)
     layers: list[LayerPart] = []
     while (lookups := embeddings(graph, value)) is None:
         layer, value = _layer(graph, value, len(layers) + 1)
@@ -80,6 +80,9 @@ def _is_fixed(dimension: TensorShapeProto.Dimension) -> bool:
 def _head(graph: Graph) -> tuple[HeadPart, str]:
     value = graph.output
     output = linear(graph, value)
+    if output is None and norm(graph, value) is not None:
+        found = "the states of an encoder that has no scoring head"
+        raise NotRecognizedError(graph.path, f"output {value}", found, "one logit; the pass start_from takes encoders")
     if output is None or output.weight.shape[1] != 1:
         found = _found(graph, value) if output is None else f"a head of {output.weight.shape[1]} logits"
         raise NotRecognizedError(graph.path, f"output {value}", found, "one logit from a linear with constant weights")

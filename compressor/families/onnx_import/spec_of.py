@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,11 +21,16 @@ from compressor.ranker.spec import (
     LinearSpec,
     NormSpec,
     RankerSpec,
+    SimilarityHead,
     TableSpec,
 )
 
+Pool = Literal["first", "mean"]
 
-def spec_of(parts: BertParts, *, family: Family | None, pad_id: int, max_length: int | None) -> RankerSpec:
+
+def spec_of(
+    parts: BertParts, *, family: Family | None, pad_id: int, max_length: int | None, pool: Pool = "first"
+) -> RankerSpec:
     """Describe recognized parts.
 
     Args:
@@ -32,6 +38,7 @@ def spec_of(parts: BertParts, *, family: Family | None, pad_id: int, max_length:
         family: what a config beside the file says; guessed from the parts where None.
         pad_id: the tokenizer's padding id; where positions start after the padding id, the graph itself says it.
         max_length: the tokenizer's limit in tokens; the position table may lower it.
+        pool: what an encoder without a head makes of a text's states.
     """
     embedded = parts.embeddings
     rows = [] if embedded.positions is None else [len(embedded.positions) - embedded.position_offset]
@@ -54,16 +61,20 @@ def spec_of(parts: BertParts, *, family: Family | None, pad_id: int, max_length:
             dense=_linear(parts.head.dense) if parts.head.dense else None,
             activation=parts.head.activation,
             output=_linear(parts.head.output),
-        ),
+        )
+        if parts.head
+        else SimilarityHead(pool=pool),
     )
 
 
 def _guess_family(parts: BertParts) -> Family:
     if parts.embeddings.position_offset:
         return "roberta"
-    if parts.embeddings.project or parts.head.activation == "gelu":
+    activation = parts.head.activation if parts.head else None
+    if parts.embeddings.project or activation == "gelu":
         return "electra"
-    return "distilbert" if parts.head.activation == "relu" else "bert"
+    is_bare_distilbert = parts.head is None and parts.embeddings.segments is None
+    return "distilbert" if activation == "relu" or is_bare_distilbert else "bert"
 
 
 def _layer(layer: LayerPart) -> LayerSpec:
@@ -131,9 +142,10 @@ def _linears(parts: BertParts) -> Iterator[tuple[str, LinearPart]]:
         yield f"layers.{index}.attention.output", layer.output
         yield f"layers.{index}.ffn.up", layer.up
         yield f"layers.{index}.ffn.down", layer.down
-    if parts.head.dense:
+    if parts.head and parts.head.dense:
         yield "head.dense", parts.head.dense
-    yield "head.output", parts.head.output
+    if parts.head:
+        yield "head.output", parts.head.output
 
 
 def _norms(parts: BertParts) -> Iterator[tuple[str, NormPart]]:
