@@ -76,7 +76,7 @@ class Checkpoint:
         with progress("Reading weights", len(files)) as advance:
             for path in files:
                 with _opened(path) as file:
-                    tensors |= {_modern(name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                    tensors |= {_modern(name): _aligned(file, name) for name in file.keys()}  # noqa: SIM118
                 advance()
         expected = stock_shapes(family, spec, prefixed=is_prefixed(family, tensors))
         foreign = {name: tensors[name].dtype for name in expected if tensors[name].dtype not in _FLOATS}
@@ -105,7 +105,7 @@ class Checkpoint:
             with _opened(path) as file:
                 stored = {_modern(name): name for name in file.keys()}  # noqa: SIM118
                 there = names.keys() & stored.keys()
-                found |= {names[stock]: file.get_tensor(stored[stock]).float() for stock in there}
+                found |= {names[stock]: _aligned(file, stored[stock]).float() for stock in there}
         return found
 
     def _shapes(self) -> dict[str, Shape]:
@@ -155,6 +155,12 @@ def _modern(name: str) -> str:
     if stem.endswith("LayerNorm") and kind in ("gamma", "beta"):
         return f"{stem}.{'weight' if kind == 'gamma' else 'bias'}"
     return name
+
+
+def _aligned(file: Any, name: str) -> Tensor:
+    """Return a copy: a mapped file's tensors start anywhere, and some CPUs' kernels sum unaligned ones otherwise."""
+    tensor: Tensor = file.get_tensor(name).clone()
+    return tensor
 
 
 @contextmanager
