@@ -19,7 +19,7 @@ $(VENV)/.quickstart: pyproject.toml constraints.txt | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(BIN)/python -m pip install --progress-bar off -c constraints.txt -e '.[dev,quickstart]'
+	$(BIN)/python -m pip install --progress-bar off -c constraints.txt -e '.[dev,encoders,quickstart]'
 	touch $@
 
 quickstart: $(VENV)/.quickstart

