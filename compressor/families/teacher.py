@@ -133,7 +133,7 @@ def _packaged(name: str) -> Source:
     return CheckpointSource(folder=folder)
 
 
-_ALLOWED = "packaged, a checkpoint's folder, an ONNX file, or a hub id (organization/model)"
+_ALLOWED = "packaged[:NAME], a checkpoint's folder, an ONNX file, or a hub id (organization/model)"
 
 
 def _file(path: Path) -> Source:

@@ -164,3 +164,19 @@ def test_the_key_follows_the_checkpoints_content(teacher, folder, tmp_path):
     assert before.keys() == step.fingerprints().keys() == {str(folder)}
     assert before != step.fingerprints()
     assert StartFrom(checkpoint="self").fingerprints() == {}
+
+
+def test_a_hub_model_is_planned_without_its_weights(teacher, folder, tmp_path, monkeypatch):
+    calls = []
+    light = tmp_path / "light"
+    shutil.copytree(without_head(folder), light, ignore=shutil.ignore_patterns("*.safetensors"))
+
+    def fetched(model, *, revision, allow_patterns):
+        calls.append(model)
+        return str(folder if any("safetensors" in pattern for pattern in allow_patterns) else light)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetched)
+    result, notes = started(teacher, "maker/encoder@v2")
+    assert len(result.spec.layers) == 3
+    assert notes["drawn"] == ["head.output.bias", "head.output.weight"]
+    assert set(calls) == {"maker/encoder"}

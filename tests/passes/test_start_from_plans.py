@@ -17,13 +17,14 @@ from compressor.passes.finetune import Finetune
 from compressor.passes.quantize import Quantize
 from compressor.passes.start_from import StartFrom
 from compressor.pipeline import check_recipe, make_stages, run_passes
+from compressor.ranker.history import StageRecord
 from compressor.ranker.spec import TableSpec
 from compressor.ranker.store import save_ranker
 from compressor.recipe import parse_recipe
 from compressor.registry import registered
 from tests import tiny
 from tests.passes.starts import OTHER, other_checkpoint, other_words, started, without_head
-from tests.passes.students import QUICK, score_rmse, supply_for, unlabelled
+from tests.passes.students import QUICK, cut, distilled, score_rmse, supply_for, unlabelled
 
 
 @pytest.fixture(scope="module")
@@ -163,3 +164,18 @@ def test_an_encoder_becomes_a_ranker_through_the_pipeline(teacher, folder, tiny_
     start, _ = started(teacher, folder)
     assert reciprocal_rank(result) > reciprocal_rank(start) + 0.2
     assert Finetune(epochs=0).reads_along == ""
+
+
+def test_layers_of_another_checkpoint_stem_from_no_teacher_layer(teacher, folder, tiny_data):
+    """`layers: kept` follows the history through `self`, and falls back to uniform behind another checkpoint."""
+    maps = []
+    for reference in (str(folder), "self"):
+        student, notes = started(teacher, reference)
+        settings = {"checkpoint": reference, "head": "auto", "max_length": None}
+        start = StageRecord(verb="start_from", settings=settings, notes=notes)
+        student = cut(student.changed(history=(*teacher.history, start)), [0])
+        found: dict[str, Any] = {}
+        quick = {"epochs": 0.1, "representations": {"hidden": 1}}
+        distilled(student, teacher, unlabelled(tiny_data), lambda supply: found.update(supply.notes), **quick)  # noqa: B023
+        maps.append(found["layer_maps"]["hidden"])
+    assert maps == [{0: 1}, {0: 0}]
