@@ -80,16 +80,22 @@ class Encoder(nn.Module):
     ) -> Trace:
         """Return what `forward` does, with the state of every token after every layer.
 
+        The last layer is computed for first tokens alone where the head reads nothing else, unless its relations are
+        wanted: the other states reach no score.
+
         Args:
             input_ids, attention_mask, token_type_ids: as in `forward`.
             relations: layers whose queries, keys and values are wanted.
         """
         layout = TokenLayout.of(attention_mask)
         states = [self.embed(layout, input_ids, token_type_ids)]
+        last = len(self.layers) - 1
+        first_only = self.spec.reads_first_token_only and last not in relations
         with watched_relations(self, relations) as found:
-            for layer in self.layers:
+            for layer in self.layers[:-1]:
                 states.append(self._run(layer, states[-1], layout))
-        logits = self.head(self.pool(states[-1], layout, first_only=False))
+            states.append(self._run(self.layers[-1], states[-1], layout, first_only))
+        logits = self.head(self.pool(states[-1], layout, first_only))
         return Trace(logits=logits, states=states, layout=layout, relations=found)
 
     def embed(self, layout: TokenLayout, input_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:

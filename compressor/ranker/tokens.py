@@ -7,6 +7,7 @@ attention looks at the padded view ``[B, S, ...]``. Gathers lead there and back,
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,14 +48,36 @@ class TokenLayout:
 
     def pad(self, values: Tensor) -> Tensor:
         """Spread packed values ``[T, ...]`` to the padded view ``[B, S, ...]``; what padding holds is never read."""
-        return values[self.to_padded].unflatten(0, self.mask.shape)
+        return _Rows.apply(values, self.to_padded, self.to_packed, False).unflatten(0, self.mask.shape)
 
     def pack(self, values: Tensor) -> Tensor:
         """Gather a padded view ``[B, S, ...]`` back to packed values ``[T, ...]``."""
-        return values.flatten(0, 1)[self.to_packed]
+        return _Rows.apply(values.flatten(0, 1), self.to_packed, self.to_packed, True)
 
     def row_means(self, values: Tensor) -> Tensor:
         """Return the mean of each row's tokens, ``[T, width] -> [B, width]``."""
         rows = torch.div(self.to_packed, self.mask.shape[1], rounding_mode="floor")
         sums = values.new_zeros(self.mask.shape[0], values.shape[1]).index_add(0, rows, values)
         return sums / self.mask.sum(dim=1, keepdim=True)
+
+
+class _Rows(torch.autograd.Function):
+    """``values[take]``, whose gradient is a copy of rows where autograd's own adds up rows one by one.
+
+    That is exact for the two moves between the views. Packing takes each slot once. Spreading takes a token again for
+    padding, but no loss ever reads padding, so of the gradients that come back only those of real slots are not zero.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, take: Tensor, slots: Tensor, packs: bool) -> Tensor:
+        ctx.save_for_backward(slots)
+        ctx.packs, ctx.n_rows = packs, len(values)
+        return values.index_select(0, take)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        (gradient,), (slots,) = gradients, ctx.saved_tensors
+        if not ctx.packs:
+            return gradient.index_select(0, slots), None, None, None
+        spread = gradient.new_zeros(ctx.n_rows, *gradient.shape[1:])
+        return spread.index_copy_(0, slots, gradient), None, None, None

@@ -23,7 +23,8 @@ class Trace:
 
     Attributes:
         logits: the head's result, ``[B, 1]``, or ``[B, width]`` for a bi-encoder.
-        states: ``[T, width]`` each: the embeddings' output, then what comes out of each layer.
+        states: ``[T, width]`` each: the embeddings' output, then what comes out of each layer; ``[B, width]`` of the
+            last where only first tokens were computed there.
         relations: queries, keys and values of the layers that were asked for, ``[T, heads * head width]`` each.
         exits: ``[B, 1]`` by layer, for layers with an exit.
         layout: where the T tokens stand.

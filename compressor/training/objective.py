@@ -191,7 +191,7 @@ def _on_states(watched: Watched, student: Trace, teacher: Trace) -> dict[str, Te
         each = []
         for own, theirs in match.states.items():
             project = watched.projections.of(match, own) if watched.projections else None
-            each.append(measure(student.states[own], teacher.states[theirs], project))
+            each.append(measure(*_same_tokens(student, own, teacher, theirs), project))
         losses[match.name] = match.weight * torch.stack(each).mean()
     if relations := watched.relations:
         divergence = qkv_relation_kl if relations.kind == "qkv" else attention_kl
@@ -201,6 +201,15 @@ def _on_states(watched: Watched, student: Trace, teacher: Trace) -> dict[str, Te
         ]
         losses["relations"] = relations.weight * torch.stack(each).mean()
     return losses
+
+
+def _same_tokens(student: Trace, own: int, teacher: Trace, theirs: int) -> tuple[Tensor, Tensor]:
+    """Return a state of each, of first tokens alone where one of the two was computed for no others."""
+    left, right = student.states[own], teacher.states[theirs]
+    if len(left) == len(right):
+        return left, right
+    first = student.layout.first
+    return (left, right[first]) if len(left) == len(first) else (left[first], right)
 
 
 def _mean(losses: Tensor, batch: Batch) -> Tensor:
