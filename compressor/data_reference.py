@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from compressor.errors import Fault, InputError, suggest
 from compressor.records import Record
@@ -17,6 +17,26 @@ IR_DATASETS: Final = "ir_datasets:"
 CORPUS: Final = "corpus.jsonl"
 _FORMS: Final = f"{BUILT_IN}/SPLIT, a BEIR folder, a BEIR folder/SPLIT, or {IR_DATASETS}ID"
 _BM25: Final = re.compile(r"bm25(:(?P<depth>[1-9]\d*))?")
+
+QueryKind = Literal["titles", "headings", "questions", "sentences", "keywords"]
+
+
+class MadeQueries(Record):
+    """Queries made out of a collection's documents. A list of kinds, or ``true`` for all, is short for the mapping.
+
+    ``kinds``: what of a document may serve as a query: its title; a heading; a question that it asks, or answers by a
+    definition; its most salient sentence; its rarest words. ``per_document``: most queries of one document.
+    """
+
+    kinds: tuple[QueryKind, ...] = Field(default=get_args(QueryKind), min_length=1)
+    per_document: PositiveInt = 1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_short(cls, value: Any) -> Any:
+        if value is True:
+            return {}
+        return {"kinds": value} if isinstance(value, list | tuple) else value
 
 
 class DataReference(Record):
@@ -37,6 +57,8 @@ class DataReference(Record):
         skip_empty: leave out documents without text, and the judgments on them, instead of refusing the collection.
         drop_same_id: drop the candidate whose id equals the query's id, as BEIR does for ArguAna and Quora, where the
             query itself is a document. Off by default: elsewhere equal ids mean nothing (Cranfield counts both from 1).
+        make_queries: make queries out of the documents; the collection's own queries and judgments are not read. The
+            document that a query was made of is always one of its candidates.
     """
 
     collection: str | None = Field(default=None, min_length=1)
@@ -47,6 +69,7 @@ class DataReference(Record):
     exclude_queries: tuple[str, ...] = ()
     skip_empty: bool = False
     drop_same_id: bool = False
+    make_queries: MadeQueries | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -71,6 +94,10 @@ class DataReference(Record):
             raise ValueError(f"exactly one of 'collection' ({_FORMS}) and 'pairs' (a TSV or JSONL file) is needed")
         if self.pairs is not None and (self.split or self.candidates != "bm25"):
             raise ValueError("a pairs file has neither splits nor a first stage: take 'split' and 'candidates' away")
+        if self.make_queries and (self.pairs is not None or (self.split and self.collection != BUILT_IN)):
+            raise ValueError("queries are made out of a whole collection: take 'pairs' and 'split' away")
+        if self.make_queries and not _BM25.fullmatch(self.candidates):
+            raise ValueError(f"no run knows queries that are yet to be made: write bm25:DEPTH, not {self.candidates}")
         if self.ir_datasets_id is not None and self.split:
             raise ValueError(f"the split is a part of an ir_datasets id: write {self.collection}/{self.split}")
         if self.candidates == "scoreddocs" and self.ir_datasets_id is None:
@@ -80,7 +107,8 @@ class DataReference(Record):
         return self
 
     def __str__(self) -> str:
-        return str(self.pairs or self.collection) + (f"/{self.split}" if self.split else "")
+        made = ", made queries" if self.make_queries else ""
+        return str(self.pairs or self.collection) + (f"/{self.split}" if self.split else "") + made
 
     @property
     def ir_datasets_id(self) -> str | None:
@@ -135,7 +163,7 @@ class DataReference(Record):
         path = (base / Path(str(self.collection)).expanduser()).resolve()
         if (path / CORPUS).is_file():
             return path, self.split
-        if self.split is None and (path.parent / CORPUS).is_file():
+        if self.split is None and not self.make_queries and (path.parent / CORPUS).is_file():
             return path.parent, path.name
         if path.is_dir():
             fault = Fault(source=path, found=f"a folder without {CORPUS}", allowed=_FORMS)

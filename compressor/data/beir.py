@@ -27,8 +27,8 @@ def read_beir(folder: Path, split: str | None, *, skip_empty: bool = False) -> C
     faults = FaultList()
     qrels_path = _qrels_path(folder, split, faults)
     empty: set[str] = set()
-    documents = _read_texts(folder / CORPUS, faults, "document", with_title=True, skipped=empty if skip_empty else None)
-    queries = _read_texts(folder / "queries.jsonl", faults, "query", with_title=False, skipped=None)
+    documents = _read_texts(folder / CORPUS, faults, "document", titles={}, skipped=empty if skip_empty else None)
+    queries = _read_texts(folder / "queries.jsonl", faults, "query")
     qrels: dict[str, dict[str, int]] = {}
     if qrels_path is not None:
         qrels = _known(qrels_path, queries, documents, empty, faults)
@@ -43,6 +43,28 @@ def read_beir(folder: Path, split: str | None, *, skip_empty: bool = False) -> C
         documents=documents,
         qrels=qrels,
         skipped=frozenset(empty),
+    )
+
+
+def read_documents(folder: Path, *, skip_empty: bool = False) -> Collection:
+    """Read the documents of a BEIR folder alone, of all splits, as `read_beir` reads them.
+
+    Raises:
+        InputError: every fault of the corpus, with its line.
+    """
+    faults = FaultList()
+    empty: set[str] = set()
+    titles: dict[str, str] = {}
+    documents = _read_texts(folder / CORPUS, faults, "document", titles=titles, skipped=empty if skip_empty else None)
+    faults.raise_if_any()
+    return Collection(
+        name=folder.name,
+        identity=str(folder),
+        queries={},
+        documents=documents,
+        qrels={},
+        skipped=frozenset(empty),
+        titles=titles,
     )
 
 
@@ -78,8 +100,9 @@ def _qrels_path(folder: Path, split: str | None, faults: FaultList) -> Path | No
 
 
 def _read_texts(
-    path: Path, faults: FaultList, kind: str, *, with_title: bool, skipped: set[str] | None
+    path: Path, faults: FaultList, kind: str, *, titles: dict[str, str] | None = None, skipped: set[str] | None = None
 ) -> dict[str, str]:
+    """Read texts by id; with ``titles``, a text begins with its title, which is noted there too."""
     texts: dict[str, str] = {}
     lines: dict[str, int] = {}
     before = faults.count
@@ -92,7 +115,7 @@ def _read_texts(
             continue
         if identifier is None or text is None:
             continue
-        whole = f"{title} {text}".strip() if with_title else text.strip()
+        whole = text.strip() if titles is None else f"{title} {text}".strip()
         if not identifier:
             faults.add(path, number, "an empty '_id'", "a string of at least one character")
         elif (first := lines.setdefault(identifier, number)) != number:
@@ -101,10 +124,12 @@ def _read_texts(
             )
         elif whole:
             texts[identifier] = whole
+            if titles is not None and title.strip():
+                titles[identifier] = title.strip()
         elif skipped is not None:
             skipped.add(identifier)
         else:
-            fix = "remove the line, or set 'skip_empty: true'" if with_title else "remove the line"
+            fix = "remove the line, or set 'skip_empty: true'" if titles is not None else "remove the line"
             faults.add(path, number, f"the {kind} {identifier!r} without text", fix=fix)
             texts[identifier] = ""  # known, so that its judgments are not reported as faults of their own
     if not texts and faults.count == before:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,6 +17,7 @@ class Collection:
         documents: text by id, in the order of the file.
         qrels: grade by query id and document id; empty where the split has no judgments.
         skipped: ids of documents without text, which were left out.
+        titles: title by document id, where a document has one; its text begins with it.
     """
 
     name: str
@@ -25,3 +26,4 @@ class Collection:
     documents: Mapping[str, str]
     qrels: dict[str, dict[str, int]]
     skipped: frozenset[str] = frozenset()
+    titles: Mapping[str, str] = field(default_factory=dict)

@@ -8,15 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from compressor.data.api_docs import read_api_docs
-from compressor.data.beir import check_split, read_beir, suggest_id
+from compressor.data.beir import check_split, read_beir, read_documents, suggest_id
 from compressor.data.bm25 import bm25_candidates
 from compressor.data.collection import Collection
 from compressor.data.fault_list import FaultList
 from compressor.data.ir_dataset import open_ir_dataset, read_ir_dataset, scored_documents
+from compressor.data.made_queries import made_queries, with_source
 from compressor.data.pair_files import read_pairs
 from compressor.data.ranking_data import RankingData
 from compressor.data.trec import Run, read_run
 from compressor.data_reference import BUILT_IN, DataReference
+from compressor.errors import Fault, InputError
 
 
 def check_reference(reference: DataReference, base: Path) -> None:
@@ -26,7 +28,8 @@ def check_reference(reference: DataReference, base: Path) -> None:
         InputError: there is no such collection, split, run or file; names what there is.
     """
     reference = reference.resolved(base)
-    if reference.collection not in (None, BUILT_IN) and reference.ir_datasets_id is None:
+    is_folder = reference.collection not in (None, BUILT_IN) and reference.ir_datasets_id is None
+    if is_folder and not reference.make_queries:
         check_split(Path(str(reference.collection)), reference.split)
 
 
@@ -47,6 +50,8 @@ def load_data(reference: DataReference, *, depth: int = 100, base: Path | None =
     if reference.pairs is not None:
         data = read_pairs(Path(reference.pairs))
         return _narrowed(data, _selected(data.queries, reference))
+    if reference.make_queries:
+        return _with_made_queries(reference, depth)
     spare = 1 if reference.drop_same_id else 0  # the dropped candidate must not cost a place
     collection, run = _opened(reference, depth + spare)
     queries = collection.queries
@@ -76,6 +81,40 @@ def load_data(reference: DataReference, *, depth: int = 100, base: Path | None =
         qrels={query: qrels[query] for query in chosen if query in qrels},
         candidates={query: found[:depth] for query, found in ranked.items()},
     )
+
+
+def _with_made_queries(reference: DataReference, depth: int) -> RankingData:
+    """Read a collection's documents alone, and make queries of them; only the chosen ones are given candidates."""
+    made_how = reference.make_queries
+    assert made_how is not None  # noqa: S101  # `load_data` asked
+    collection = _documents_of(reference)
+    made = made_queries(collection, made_how.kinds, made_how.per_document)
+    if not made:
+        fault = Fault(
+            source=str(reference),
+            where="make_queries",
+            found=f"no {', '.join(made_how.kinds)} in {len(collection.documents):,} documents",
+            fix="name other kinds: sentences and keywords are found in most texts",
+        )
+        raise InputError(fault)
+    chosen = _selected(made, reference)
+    queries = {query: made[query][0] for query in chosen}
+    ranked = bm25_candidates(queries, collection.documents, depth, source=str(reference))
+    return RankingData(
+        name=f"{collection.name}, made queries",
+        collection=f"{collection.identity}, made queries",
+        first_stage=f"bm25, depth {depth}, and the document that the query was made of",
+        queries=queries,
+        documents=collection.documents,
+        qrels={},
+        candidates={query: with_source(found, made[query][1]) for query, found in ranked.items()},
+    )
+
+
+def _documents_of(reference: DataReference) -> Collection:
+    if reference.collection == BUILT_IN or reference.ir_datasets_id is not None:
+        return _opened(reference, depth=1)[0]
+    return read_documents(Path(str(reference.collection)), skip_empty=reference.skip_empty)
 
 
 def _opened(reference: DataReference, depth: int) -> tuple[Collection, Run | None]:
