@@ -82,6 +82,8 @@ def _usage(manifest: Mapping[str, Any]) -> str:
     parts.append(_SERVERS)
     if COMPANION_FILE in manifest["files"]:
         parts.append(_COMPANION)
+    if COMPANION_FILE in manifest["files"] or any(record["verb"] == "quantize" for record in manifest["history"]):
+        parts.append(_OLD_CPUS)
     if PORTABLE_FILE in manifest["files"]:
         parts.append("`onnx/model_portable.onnx` holds the same ranker in standard ops, for OpenVINO and TensorRT.\n")
     return "\n".join(parts)
@@ -166,4 +168,10 @@ const { logits } = await model(inputs);
 _COMPANION = """`onnx/model_quantized.onnx` is the main file in dynamic int8, for consumers that look for that name
 (transformers.js `q8`, infinity). It is not what the table above measures unless a row says so; `rankpress.json`
 states how far its scores lie from those of the main file.
+"""
+
+_OLD_CPUS = """**int8 on x86 CPUs without VNNI** (Intel before Cascade Lake, AMD before Zen 4): by default ONNX Runtime sums products
+there in 16 bits, which saturate, and scores are wrong. rankpress asks for wide sums; in another runtime set the session
+option `session.x64quantprecision` to `1`, or compress with `quantize: {reduce_range: true}`, whose 7-bit weights are safe
+everywhere.
 """

@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 
 @register("quantize")
 class Quantize(Pass):
-    """Round linear layers, and lookup tables if asked, to 8 bits; the scoring head stays fp32.
+    """Round linear layers, and lookup tables if asked, to 8 bits; the scoring head and exits stay fp32.
 
     ``scheme``: ``int8_dynamic`` (weights per output channel, activations per call), or ``none``.
     ``embeddings``: round the lookup tables too, one scale per row (bytes, not speed).
-    ``reduce_range``: 7-bit weights, for CPUs without VNNI, whose 16-bit sums would saturate.
+    ``reduce_range``: 7-bit weights, for other runtimes on x86 CPUs without VNNI, where 16-bit sums would saturate; ours
+    sums wide there.
 
     A dynamic activation scale spans a whole batch, so a pair's score moves a little with its batch mates; `bench`
     reports by how much.

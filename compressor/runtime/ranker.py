@@ -195,6 +195,36 @@ class OnnxRanker:
                     advance(n_pairs)
         return scores
 
+    def embed(
+        self,
+        texts: Sequence[str],
+        *,
+        batch_tokens: int = BATCH_TOKENS,
+        on_embedded: Callable[[int], object] | None = None,
+    ) -> np.ndarray:
+        """Return a bi-encoder's vectors of texts, float32 ``[n, width]``: of unit length where the graph is ours.
+
+        Args:
+            texts: any number; they are tokenized and embedded in chunks.
+            batch_tokens: most tokens in a batch, padding included.
+            on_embedded: told how many more texts are done.
+
+        Raises:
+            InputError: the folder holds a cross-encoder.
+            RunError: the graph failed, or gave NaN or infinite numbers.
+        """
+        if self.interface.kind != "bi_encoder":
+            found = "a cross-encoder, which scores pairs and embeds nothing"
+            raise InputError(Fault(source=self.onnx_path, found=found, allowed="a bi-encoder"))
+        chunks = [
+            self._run(self.tokenizer.encode_texts(texts[start : start + _CHUNK_PAIRS]), batch_tokens, on_embedded)
+            for start in range(0, max(1, len(texts)), _CHUNK_PAIRS)
+        ]
+        vectors = np.concatenate(chunks)
+        if n_broken := int((~np.isfinite(vectors).all(axis=1)).sum()):
+            raise RunError(f"{self.onnx_path}: NaN or infinite numbers in the vectors of {n_broken} texts")
+        return vectors
+
     def rank(self, query: str, documents: Sequence[str], *, top_k: int | None = None) -> list[Ranked]:
         """Rank documents for a query, best first; equal scores keep the order of the input.
 

@@ -10,6 +10,7 @@ import torch
 from onnx import helper
 
 from compressor.export.graph import Dialect, Graph
+from compressor.runtime.session import session_options
 
 DIALECTS: tuple[Dialect, ...] = ("ort", "portable")
 TOLERANCE = 2e-6  # fp32 sums in another order, over values near 1
@@ -27,9 +28,7 @@ def run_component(
     ]
     output = helper.make_tensor_value_info(result, helper.np_dtype_to_tensor_dtype(np.dtype(kind)), None)
     model = graph.finish(infos, [output], "component")
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
+    options = session_options(threads=1)
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     (found,) = session.run(None, dict(inputs))
     return found

@@ -15,6 +15,7 @@ from compressor.export import write_graph
 from compressor.export.graph import Graph
 from compressor.ranker.rounding import round_spec
 from compressor.ranker.spec import FeedForwardSpec, Int8Dynamic, Int8Rows, LinearSpec, TableSpec
+from compressor.runtime.session import session_options
 from tests.export.component import DIALECTS
 from tests.ranker.cases import SPECS
 from tests.tiny import FFN_WIDTH, WIDTH, build_ranker, lively_weights, tiny_layer, tiny_spec
@@ -28,9 +29,7 @@ INT8 = round_spec(tiny_spec(), Int8Dynamic(), Int8Rows())
 
 
 def session_of(model: onnx.ModelProto) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
+    options = session_options(threads=1)
     return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 

@@ -34,6 +34,24 @@ def test_options(path: Path) -> None:
     assert open_session(path, providers=["CPUExecutionProvider"]).get_providers() == ["CPUExecutionProvider"]
 
 
+def test_integer_products_do_not_saturate(tmp_path: Path) -> None:
+    """Sums of 8-bit products need more than 16 bits; by default, CPUs without VNNI give them no more."""
+    weights = np.where(np.arange(64 * 4).reshape(64, 4) % 2, np.int8(127), np.int8(-127))
+    values = np.full((1, 64), np.uint8(255))  # any two products are beyond 16 bits
+    node = onnx.helper.make_node("MatMulInteger", ["values", "weights"], ["sums"])
+    made = onnx.helper.make_graph(
+        [node],
+        "product",
+        [onnx.helper.make_tensor_value_info("values", onnx.TensorProto.UINT8, [1, 64])],
+        [onnx.helper.make_tensor_value_info("sums", onnx.TensorProto.INT32, [1, 4])],
+        [onnx.numpy_helper.from_array(weights, "weights")],
+    )
+    model = onnx.helper.make_model(made, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "product.onnx")
+    (sums,) = open_session(tmp_path / "product.onnx").run(None, {"values": values})
+    np.testing.assert_array_equal(sums, values.astype(np.int32) @ weights.astype(np.int32))
+
+
 def test_warnings_of_the_runtime_stay_silent(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     onnx.save(graph(is_wasteful=True), tmp_path / "wasteful.onnx")
     ort.InferenceSession(str(tmp_path / "wasteful.onnx"), providers=["CPUExecutionProvider"])
