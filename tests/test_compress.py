@@ -234,6 +234,8 @@ def test_importance_drops_the_layer_that_does_nothing_first(tiny_ranker, tiny_pa
     shifted = np.array([1.0, 2.0, 5.0, 7.0])
     assert score_change(shifted + np.array([3, 3, -1, -1]), shifted, queries) == pytest.approx(0)
     assert score_change(shifted + np.array([1, -1, 0, 0]), shifted, queries) == pytest.approx(np.sqrt(0.5))
+    # Lists of one have no order: the changes themselves count, and never nothing at all.
+    assert score_change(shifted + np.array([3, 3, 3, 3]), shifted, ["a", "b", "c", "d"]) == pytest.approx(3)
 
 
 def _run_passes(prepared, room):

@@ -24,7 +24,8 @@ class Removal(TypedDict):
 def score_change(scores: np.ndarray, reference: np.ndarray, queries: Sequence[str]) -> float:
     """Return the root mean square change of scores, each query's mean change taken out.
 
-    A shift that moves all candidates of a query alike cannot change their order, so it does not count.
+    A shift that moves all candidates of a query alike cannot change their order, so it does not count. Where no query
+    has two candidates there is no order to change, and the changes count as they are.
 
     Args:
         scores: float ``[n]``.
@@ -33,6 +34,8 @@ def score_change(scores: np.ndarray, reference: np.ndarray, queries: Sequence[st
     """
     change = scores.astype(np.float64) - reference.astype(np.float64)
     _, group = np.unique(np.asarray(queries), return_inverse=True)
+    if group.max(initial=0) + 1 == len(group):
+        return float(np.sqrt(np.mean(change**2)))
     means = np.bincount(group, weights=change) / np.bincount(group)
     return float(np.sqrt(np.mean((change - means[group]) ** 2)))
 

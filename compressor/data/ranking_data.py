@@ -6,11 +6,15 @@ import hashlib
 import json
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import pairwise
+from itertools import pairwise, zip_longest
+from typing import TypeVar
+
+import numpy as np
 
 Pair = tuple[str, str]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +28,10 @@ class RankingData:
         queries: text by id; only queries of this split, in a fixed order.
         documents: text by id: title, space, text, stripped.
         qrels: grade by query id and document id; empty for unlabelled data.
-        candidates: document ids by query id, best first by the first stage.
+        candidates: document ids by query id, best first by the first stage; of several first stages the union, as
+            `in_turn` makes it.
+        runs: what each first stage gives, by its name and then like ``candidates``; a query of a collection without
+            that first stage is missing. Empty where first stages have no names.
     """
 
     name: str
@@ -34,12 +41,17 @@ class RankingData:
     documents: Mapping[str, str]
     qrels: dict[str, dict[str, int]]
     candidates: dict[str, list[str]]
+    runs: Mapping[str, dict[str, list[str]]] = field(default_factory=dict)
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over queries, documents, judgments and candidates, in their order; names and paths do not count."""
+        """SHA-256 over queries, documents, judgments and candidates, in their order; names and paths do not count.
+
+        Of several first stages each counts by itself, with its name, by which training lists ask for it.
+        """
         digest = hashlib.sha256()
-        for part in (self.queries, self.documents, self.qrels, self.candidates):
+        several = [{name: list(run.items())} for name, run in self.runs.items()] if len(self.runs) > 1 else []
+        for part in (self.queries, self.documents, self.qrels, self.candidates, *several):
             digest.update(json.dumps(list(part.items()), separators=(",", ":")).encode())
         return digest.hexdigest()
 
@@ -51,15 +63,37 @@ class RankingData:
         """Return (query text, document text) for pairs of ids."""
         return [(self.queries[query], self.documents[document]) for query, document in pairs]
 
-    def sample_pairs(self, n_pairs: int, seed: int = 0) -> list[Pair]:
+    def only(self, queries: Iterable[str]) -> RankingData:
+        """Return the data of some queries, in the order given, with all documents."""
+        kept = list(queries)
+        return replace(
+            self,
+            queries={query: self.queries[query] for query in kept},
+            qrels=_of(kept, self.qrels),
+            candidates=_of(kept, self.candidates),
+            runs={name: _of(kept, run) for name, run in self.runs.items()},
+        )
+
+    def sample_pairs(self, n_pairs: int, seed: int = 0, per_query: int = 1) -> list[Pair]:
         """Return ``n_pairs`` candidate pairs spread over queries and ranks, for calibration; all where there are fewer.
 
         Queries take turns in a shuffled order. Each query's list is cut into as many stretches as it will be asked for,
         and gives one candidate from each, so that top and tail come in equal parts however few pairs are wanted.
+
+        Args:
+            n_pairs: how many.
+            seed: for the order of queries and the choice within stretches.
+            per_query: so many of a query at least, where it has them and others are not all used up: an order within
+                lists can be measured only where lists are longer than one.
         """
         draw = random.Random(seed)
         queries = [query for query, found in self.candidates.items() if found]
         draw.shuffle(queries)
+        if per_query > 1:
+            lengths = np.array([len(self.candidates[query]) for query in queries])
+            n_queries = max(1, int(np.searchsorted(np.minimum(lengths, per_query).cumsum(), n_pairs, side="right")))
+            n_queries += int(lengths[:n_queries].sum() < n_pairs)  # lists too short to fill the sample: one more
+            queries = queries[:n_queries]
         shares = _shares([len(self.candidates[query]) for query in queries], n_pairs)
         return [
             (query, self.candidates[query][rank])
@@ -82,7 +116,11 @@ def together(parts: Sequence[RankingData]) -> RankingData:
     def marked(number: int, key: str) -> str:
         return f"{number}:{key}"
 
+    def ranked(number: int, run: Mapping[str, list[str]]) -> dict[str, list[str]]:
+        return {marked(number, query): [marked(number, key) for key in found] for query, found in run.items()}
+
     numbered = list(enumerate(parts))
+    names = dict.fromkeys(name for part in parts for name in part.runs)
     return RankingData(
         name=" + ".join(part.name for part in parts),
         collection=" + ".join(part.collection for part in parts),
@@ -94,12 +132,21 @@ def together(parts: Sequence[RankingData]) -> RankingData:
             for n, part in numbered
             for query, grades in part.qrels.items()
         },
-        candidates={
-            marked(n, query): [marked(n, key) for key in found]
-            for n, part in numbered
-            for query, found in part.candidates.items()
+        candidates={query: found for n, part in numbered for query, found in ranked(n, part.candidates).items()},
+        runs={
+            name: {query: found for n, part in numbered for query, found in ranked(n, part.runs.get(name, {})).items()}
+            for name in names
         },
     )
+
+
+def in_turn(lists: Sequence[Sequence[str]]) -> list[str]:
+    """Return the union of ranked lists: the best of each, then the second of each, and so on, without repeats."""
+    return list(dict.fromkeys(one for rank in zip_longest(*lists) for one in rank if one is not None))
+
+
+def _of(queries: Iterable[str], values: Mapping[str, T]) -> dict[str, T]:
+    return {query: values[query] for query in queries if query in values}
 
 
 def _shares(sizes: Sequence[int], total: int) -> list[int]:

@@ -170,8 +170,8 @@ _COMPANION = """`onnx/model_quantized.onnx` is the main file in dynamic int8, fo
 states how far its scores lie from those of the main file.
 """
 
-_OLD_CPUS = """**int8 on x86 CPUs without VNNI** (Intel before Cascade Lake, AMD before Zen 4): by default ONNX Runtime sums products
-there in 16 bits, which saturate, and scores are wrong. rankpress asks for wide sums; in another runtime set the session
-option `session.x64quantprecision` to `1`, or compress with `quantize: {reduce_range: true}`, whose 7-bit weights are safe
-everywhere.
+_OLD_CPUS = """**int8 on x86 CPUs without VNNI** (Intel before Cascade Lake, AMD before Zen 4): by default ONNX
+Runtime sums products there in 16 bits, which saturate, and scores are wrong. rankpress asks for wide sums; in another
+runtime set the session option `session.x64quantprecision` to `1`, or compress with `quantize: {reduce_range: true}`,
+whose 7-bit weights are safe everywhere.
 """

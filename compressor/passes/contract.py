@@ -101,10 +101,13 @@ class Supply:
             if promise.restore:
                 promise.restore(module)
 
-    def pairs(self, need: Need, n_pairs: int) -> list[tuple[str, str]]:
-        """Return up to ``n_pairs`` (query, document) texts: first-stage candidates, spread over queries and ranks."""
+    def pairs(self, need: Need, n_pairs: int, per_query: int = 1) -> list[tuple[str, str]]:
+        """Return up to ``n_pairs`` (query, document) texts: first-stage candidates, spread over queries and ranks.
+
+        With ``per_query``, fewer queries with at least so many candidates each, for what is measured within lists.
+        """
         data = self.data(need)
-        return data.texts(data.sample_pairs(n_pairs, self.seed))
+        return data.texts(data.sample_pairs(n_pairs, self.seed, per_query))
 
     def note(self, key: str, value: object) -> None:
         """Record a decision or measurement (JSON) in the ranker's history."""
@@ -153,6 +156,16 @@ class Pass(Record, ABC):
     def reads_along(self) -> str:
         """The setting by which the teacher reads the ranker's own rows, if one does; both must cut text alike then."""
         return ""
+
+    def check_data(self, load: Callable[[Need], RankingData]) -> None:
+        """Refuse data that the settings cannot be used with, before anything is run.
+
+        Args:
+            load: loads the data of a declared need.
+
+        Raises:
+            InputError: names the pass, the setting and what the data has.
+        """
 
     @abstractmethod
     def plan(self, spec: RankerSpec) -> RankerSpec:

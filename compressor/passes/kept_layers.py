@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from compressor.ranker.ranker import Ranker
 
+CANDIDATES_OF_A_LIST = 8  # importance is the change of order within lists
+
 LayerChoice = Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] | Literal["every_other"]
 
 
@@ -51,28 +53,48 @@ def refuse_more(n_keep: int, spec: RankerSpec, setting: str) -> None:
         raise PlanError(found, allowed=f"1 to {n_layers}", setting=setting)
 
 
+def refuse_exits(spec: RankerSpec, verb: str, setting: str) -> None:
+    """Refuse to choose layers by measurement where some have exits: which ones go with them could not be planned.
+
+    Raises:
+        PlanError: names ``setting``.
+    """
+    if spec.exit_layers:
+        raise PlanError(
+            "layers to be chosen by measurement, of a ranker with exits, which go with their layers",
+            allowed="a list of layers, or every_other",
+            fix=f"put {verb} before add_exits, or list the layers",
+            setting=setting,
+        )
+
+
 def most_important(ranker: Ranker, supply: Supply, n_keep: int, n_pairs: int) -> list[int]:
     """Return the layers whose absence changes scores most, measured greedily; the measurements are noted."""
     from compressor.algorithms.importance import drop_least_important_layers
 
-    kept, removals = drop_least_important_layers(ranker, supply.pairs("calibration", n_pairs), n_keep)
+    pairs = supply.pairs("calibration", n_pairs, per_query=CANDIDATES_OF_A_LIST)
+    kept, removals = drop_least_important_layers(ranker, pairs, n_keep)
     supply.note("removals", removals)
     return kept
 
 
 def cut_spec(spec: RankerSpec, kept: Sequence[int]) -> RankerSpec:
-    """Return the shape of the kept layers alone."""
-    return spec.changed(layers=tuple(spec.layers[index] for index in kept))
+    """Return the shape of the kept layers alone; an exit of the one that becomes the last gives way to the head."""
+    *layers, last = (spec.layers[index] for index in kept)
+    return spec.changed(layers=(*layers, last.changed(exit=None)))
 
 
 def cut_weights(weights: Mapping[str, Tensor], kept: Sequence[int]) -> dict[str, Tensor]:
-    """Return the weights of the kept layers under their new numbers, and all that belongs to no layer."""
+    """Return the weights of the kept layers under their new numbers, and all that belongs to no layer.
+
+    As in `cut_spec`, an exit of the last one is left out.
+    """
     places = {old: new for new, old in enumerate(kept)}
     cut = {}
     for name, tensor in weights.items():
         match = re.match(r"layers\.(\d+)\.", name)
         if match is None:
             cut[name] = tensor
-        elif int(match[1]) in places:
+        elif int(match[1]) in places and not name.startswith(f"layers.{kept[-1]}.exit."):
             cut[f"layers.{places[int(match[1])]}.{name[match.end() :]}"] = tensor
     return cut

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from compressor.data import RankingData, check_disjoint
-from compressor.data.ranking_data import together
+from compressor.data import RankingData, apart_from, check_disjoint
+from compressor.data.ranking_data import in_turn, together
 from compressor.errors import InputError
 from tests.tiny import build_data
 
@@ -43,6 +43,18 @@ def test_a_small_sample_takes_one_pair_of_each_query():
     ranks = [many.candidates[query].index(document) for query, document in sample]
     assert min(ranks) < 25
     assert max(ranks) > 75
+
+
+def test_a_sample_of_lists_takes_fewer_queries_and_more_of_each():
+    many = data("a/train", {f"q{n}": f"query {n}" for n in range(50)}, n_candidates=100)
+    counts = Counter(query for query, _ in many.sample_pairs(48, per_query=8))
+    assert len(counts) == 6
+    assert set(counts.values()) == {8}
+    short = replace(many, candidates={query: found[:3] for query, found in many.candidates.items()})
+    counts = Counter(query for query, _ in short.sample_pairs(48, per_query=8))
+    assert counts.total() == 48
+    assert set(counts.values()) == {3}
+    assert len(short.sample_pairs(1000, per_query=8)) == 150
 
 
 def test_the_seed_decides_and_nothing_else():
@@ -81,6 +93,46 @@ def test_every_shared_query_is_named():
     with pytest.raises(InputError) as error:
         check_disjoint([data("a/train", queries)], [data("a/test", {"2": "x", "4": "Cats!"})])
     assert [fault.where for fault in error.value.faults] == ["query '1'", "query '2'"]
+
+
+def test_made_queries_that_stand_in_test_data_are_left_out():
+    made = data("a, made queries/x", {"d1~titles": "What do  CATS eat?", "d2~titles": "dogs", "d3~titles": "birds"})
+    made = replace(made, qrels={"d1~titles": {"d1": 1}, "d2~titles": {"d2": 1}}, runs={"bm25": made.candidates})
+    kept = apart_from(made, [data("b/test", {"7": "what do cats eat", "8": "Birds!"})])
+    assert list(kept.queries) == list(kept.candidates) == list(kept.qrels) == list(kept.runs["bm25"]) == ["d2~titles"]
+    assert kept.documents == made.documents
+    check_disjoint([kept], [data("b/test", {"7": "what do cats eat", "8": "Birds!"})])
+    assert apart_from(made, [data("b/test", {"7": "fish"})]) is made
+    with pytest.raises(InputError, match="found no query that does not also stand in the test data; make others"):
+        apart_from(made, [made])
+
+
+def test_lists_in_turn():
+    assert in_turn([["a", "b", "c"], ["b", "x"], []]) == ["a", "b", "x", "c"]
+    assert in_turn([["a", "b"]]) == ["a", "b"]
+    assert in_turn([]) == []
+
+
+def test_the_fingerprint_depends_on_each_of_several_runs_and_its_name():
+    plain = data("a/train", {"1": "cats"})
+    first, second = {"1": ["d0", "d1", "d2"]}, {"1": ["d2", "d1"]}
+    variants = [
+        {"bm25": first, "dense": second},
+        {"bm25": first, "dense": first},
+        {"bm25": second, "dense": first},
+        {"bm25": first, "sparse": second},
+    ]
+    assert replace(plain, runs={"bm25": first}).fingerprint == plain.fingerprint, "one run is what candidates are"
+    found = {replace(plain, runs=runs).fingerprint for runs in variants} | {plain.fingerprint}
+    assert len(found) == 5
+    assert replace(plain, runs=dict(variants[0])).fingerprint == replace(plain, runs=variants[0]).fingerprint
+
+
+def test_runs_stay_together_with_their_collections():
+    left, right = data("a/train", {"1": "cats"}), data("b/train", {"1": "dogs"})
+    left = replace(left, runs={"bm25": {"1": ["d0"]}, "dense": {"1": ["d1"]}})
+    both = together([left, replace(right, runs={"bm25": {"1": ["d2"]}})])
+    assert both.runs == {"bm25": {"0:1": ["0:d0"], "1:1": ["1:d2"]}, "dense": {"0:1": ["0:d1"]}}
 
 
 def test_several_sets_together_keep_every_query_and_mix_no_ids():
