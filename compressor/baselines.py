@@ -62,7 +62,7 @@ def refuse_without_stock(spec: RankerSpec) -> None:
     """
     from compressor.families import can_be_stock
 
-    reason = can_be_stock(spec)
+    reason = can_be_stock(spec.without_exits())
     if spec.output_name == "embedding":
         reason = "a bi-encoder, whose stock form scores no pairs"
     if reason:
@@ -81,7 +81,7 @@ def _make(folder: Path, teacher: Ranker) -> None:
 
     refuse_without_stock(teacher.spec)
     with whole_folder(folder) as partial:
-        stock_checkpoint(teacher, partial / "checkpoint")
+        stock_checkpoint(teacher.without_exits(), partial / "checkpoint")
         export_stock(partial / "checkpoint", partial / "stock_onnx")
 
 

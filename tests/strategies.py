@@ -120,22 +120,25 @@ class Parts:
             down=self.linear(inner, width),
         )
 
-    def layer(self, width: int) -> LayerSpec:
+    def layer(self, width: int, may_exit: bool) -> LayerSpec:
         return LayerSpec(
             norm_placement=self.draw(st.sampled_from(["post", "pre"])),
             attention=self.attention(width),
             attention_norm=self.draw(SOME_NORM),
             ffn=self.feed_forward(width),
             ffn_norm=self.draw(SOME_NORM),
+            exit=self.classifier(width) if may_exit and self.draw(st.booleans()) else None,
         )
 
     def head(self, width: int) -> Head:
-        pool = self.draw(POOLS)
         if self.draw(st.sampled_from([True, False, False])):
-            return SimilarityHead(pool=pool)
+            return SimilarityHead(pool=self.draw(POOLS))
+        return self.classifier(width)
+
+    def classifier(self, width: int) -> ClassifierHead:
         inner = self.draw(st.one_of(st.none(), st.integers(1, 12)))
         return ClassifierHead(
-            pool=pool,
+            pool=self.draw(POOLS),
             dense=self.linear(width, inner) if inner else None,
             activation=self.draw(st.one_of(st.none(), ACTIVATIONS)),
             norm=self.draw(SOME_NORM),
@@ -145,18 +148,21 @@ class Parts:
 
 @st.composite
 def specs(draw: st.DrawFn, int8: bool = False, seven_bits: bool = False) -> RankerSpec:
-    """Draw a spec of one to three layers, no two of which need be alike."""
+    """Draw a spec of one to three layers, no two of which need be alike; a cross-encoder's may have exits."""
     parts = Parts(draw, int8, seven_bits)
     width = draw(st.sampled_from([4, 8, 12]))
+    head = parts.head(width)
+    n_layers = draw(st.integers(1, 3))
+    may_exit = [isinstance(head, ClassifierHead) and index < n_layers - 1 for index in range(n_layers)]
     return RankerSpec(
         family=draw(st.sampled_from(get_args(Family))),
         width=width,
         max_length=MAX_LENGTH,
         pad_id=draw(st.integers(0, 3)),
         embeddings=parts.embeddings(width),
-        layers=tuple(parts.layer(width) for _ in range(draw(st.integers(1, 3)))),
+        layers=tuple(parts.layer(width, may) for may in may_exit),
         final_norm=draw(SOME_NORM),
-        head=parts.head(width),
+        head=head,
     )
 
 

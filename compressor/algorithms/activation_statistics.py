@@ -48,7 +48,7 @@ def measure_activations(module: Encoder, batches: Sequence[CalibrationBatch]) ->
                 values = layer(values, batch.layout)
                 states[index + 1] += values.abs().sum(dim=0)
                 if layer.spec.exit:
-                    layer.exit(module.pool(values, batch.layout, first_only=False))
+                    module.exit_logits(index, values, batch.layout)
             module.head(module.pool(values, batch.layout, first_only=False))
             advance()
     tiny = torch.finfo(torch.float32).tiny

@@ -14,7 +14,7 @@ from compressor.ranker.spec import EmbeddingsSpec, RankerSpec
 
 
 def write_graph(spec: RankerSpec, weights: Weights, dialect: Dialect = "ort") -> onnx.ModelProto:
-    """Write a ranker as an ONNX model.
+    """Write a ranker as an ONNX model; exits are not part of it.
 
     Args:
         spec: the shape.

@@ -54,7 +54,8 @@ def export_folder(
     """Write the universal folder; it appears whole, or not at all.
 
     Args:
-        ranker: what to export. Its spec decides what ``onnx/model.onnx`` is.
+        ranker: what to export. Its spec decides what ``onnx/model.onnx`` is; exits are left out, in ``spec.json`` too:
+            the graph gives the head's scores alone.
         folder: where to; one that exists is replaced.
         manifest: entries to add to ``rankpress.json``: recipe, teacher, data.
         calibration_pairs: (query, document) texts on which ONNX and torch are compared, beside made-up rows.
@@ -66,6 +67,7 @@ def export_folder(
         InputError: the tokenizer's files do not fit the spec.
     """
     start = time.monotonic()
+    ranker = ranker.without_exits()
     batches = parity_batches(ranker, calibration_pairs)
     with whole_folder(folder) as partial:
         (partial / "onnx").mkdir()
@@ -96,7 +98,7 @@ def is_float(ranker: Ranker) -> bool:
 
 
 def int8_version(ranker: Ranker) -> Ranker:
-    """Return the ranker in dynamic int8, tables included, head in fp32."""
+    """Return the ranker in dynamic int8, tables included, head and exits in fp32."""
     return ranker.changed(spec=round_spec(ranker.spec, Int8Dynamic(), Int8Rows()))
 
 

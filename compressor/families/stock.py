@@ -90,7 +90,7 @@ def stock_checkpoint(ranker: Ranker, folder: Path) -> None:
     """Write a ranker as a checkpoint that transformers and sentence-transformers load with equal scores.
 
     Args:
-        ranker: uniform and dense, see `can_be_stock`.
+        ranker: uniform, dense and without exits, see `can_be_stock`.
         folder: gets ``config.json``, ``model.safetensors`` and the tokenizer's files.
 
     Raises:

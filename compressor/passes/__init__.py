@@ -1,6 +1,15 @@
 """The catalogue of passes: one file per verb. Importing it registers them all; no torch is loaded."""
 
-from compressor.passes import distill, drop_layers, finetune, quantize, start_from, subclone
+from compressor.passes import (
+    add_exits,
+    cut_at_exit,
+    distill,
+    drop_layers,
+    finetune,
+    quantize,
+    start_from,
+    subclone,
+)
 from compressor.passes.contract import NeedError, Pass, PlanError, Promise, Supply
 
 __all__ = [
@@ -9,6 +18,8 @@ __all__ = [
     "PlanError",
     "Promise",
     "Supply",
+    "add_exits",
+    "cut_at_exit",
     "distill",
     "drop_layers",
     "finetune",

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 from pydantic import PositiveInt
 
 from compressor.passes.contract import Need, Pass, Promise, Supply, refuse_quantized
-from compressor.passes.kept_layers import LayerChoice, chosen, cut_spec, cut_weights, most_important, refuse_more
+from compressor.passes.kept_layers import (
+    LayerChoice,
+    chosen,
+    cut_spec,
+    cut_weights,
+    most_important,
+    refuse_exits,
+    refuse_more,
+)
 from compressor.ranker.spec import RankerSpec
 from compressor.records import Record
 from compressor.registry import register
@@ -34,6 +42,9 @@ class DropLayers(Pass):
     ``keep``: a list of layer indices from 0; ``every_other`` (the last layer stays, then every second one before it);
     or ``{layers: N, n_pairs: M}``, the N layers whose absence changes the scores of M calibration pairs most.
 
+    Exits go with their layers, and one behind the layer that becomes the last gives way to the head: to have it as the
+    head, use `cut_at_exit`.
+
     Costs ranking quality unless distillation follows; speeds up in proportion to the layers removed, as `bench` shows.
     Literature: "On the effect of dropping layers of pre-trained transformer models" (arXiv 2004.03844).
     """
@@ -47,6 +58,7 @@ class DropLayers(Pass):
         refuse_quantized(spec, self.verb)
         if isinstance(self.keep, MostImportant):
             refuse_more(self.keep.layers, spec, "keep.layers")
+            refuse_exits(spec, self.verb, "keep")
             return cut_spec(spec, range(self.keep.layers))
         return cut_spec(spec, chosen(self.keep, spec, "keep"))
 

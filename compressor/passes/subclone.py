@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, PositiveInt
 
 from compressor.passes.contract import Need, Pass, PlanError, Promise, Supply, refuse_quantized
-from compressor.passes.kept_layers import LayerChoice, chosen, cut_spec, cut_weights, most_important, refuse_more
+from compressor.passes.kept_layers import (
+    LayerChoice,
+    chosen,
+    cut_spec,
+    cut_weights,
+    most_important,
+    refuse_exits,
+    refuse_more,
+)
 from compressor.ranker.narrowing import narrowed
 from compressor.ranker.spec import RankerSpec
 from compressor.registry import register
@@ -49,6 +57,7 @@ class Subclone(Pass):
         refuse_quantized(spec, self.verb)
         if isinstance(self.layers, int):
             refuse_more(self.layers, spec, "layers")
+            refuse_exits(spec, self.verb, "layers")
             return self._narrowed(cut_spec(spec, range(self.layers)))
         return self._narrowed(cut_spec(spec, self._listed_layers(spec)))
 
@@ -69,13 +78,14 @@ class Subclone(Pass):
     def promises(self, result: Ranker) -> Sequence[Promise]:
         from compressor.ranker.cost import parameters
 
-        most = parameters(result.spec)
+        most = parameters(result.spec.without_exits())
 
         def check(ranker: Ranker) -> str | None:
-            found = parameters(ranker.spec)
+            found = parameters(ranker.spec.without_exits())
             return f"{found:,} parameters" if found > most else None
 
-        return [Promise(text=f"at most {most:,} parameters", check=check)]
+        # Exits may be added for training; no export has them.
+        return [Promise(text=f"at most {most:,} parameters, those of exits not counted", check=check)]
 
     def _listed_layers(self, spec: RankerSpec) -> list[int]:
         if self.layers is None or isinstance(self.layers, int):

@@ -8,7 +8,7 @@ from compressor.ranker.spec import ClassifierHead, LinearSpec, LowRankForm, Norm
 
 
 def parameters(spec: RankerSpec) -> int:
-    """Return the number of stored weights, biases and norm parameters."""
+    """Return the number of stored weights, biases and norm parameters, those of exits among them."""
     tables = sum(table.rows * table.width for _, table in tables_of(spec))
     linears = sum(linear_macs(linear) + linear.outputs * linear.bias for _, linear in linears_of(spec))
     return tables + linears + sum(_norm_parameters(norm, width) for norm, width in _norms(spec))
@@ -17,7 +17,8 @@ def parameters(spec: RankerSpec) -> int:
 def macs(spec: RankerSpec, n_tokens: int) -> int:
     """Return the multiply-adds of one pair of ``n_tokens`` real tokens: linear layers plus attention products.
 
-    The last layer counts for the first token alone where the head reads nothing else, as it is computed.
+    The last layer counts for the first token alone where the head reads nothing else, as it is computed; exits count
+    nothing, as nobody computes them who asks for the ranker's scores.
     """
     total = linear_macs(spec.embeddings.project) * n_tokens if spec.embeddings.project else 0
     for index, layer in enumerate(spec.layers):
@@ -41,7 +42,7 @@ def linear_macs(linear: LinearSpec) -> int:
 
 
 def linears_of(spec: RankerSpec) -> Iterator[tuple[str, LinearSpec]]:
-    """Yield name and spec of every linear, in the order of the forward pass."""
+    """Yield name and spec of every linear, those of exits too, in the order of the forward pass."""
     if spec.embeddings.project:
         yield "embeddings.project", spec.embeddings.project
     for index, layer in enumerate(spec.layers):
@@ -51,10 +52,16 @@ def linears_of(spec: RankerSpec) -> Iterator[tuple[str, LinearSpec]]:
             linear = getattr(layer.ffn, name)
             if linear:
                 yield f"layers.{index}.ffn.{name}", linear
+        if layer.exit:
+            yield from _linears_of_head(f"layers.{index}.exit", layer.exit)
     if isinstance(spec.head, ClassifierHead):
-        if spec.head.dense:
-            yield "head.dense", spec.head.dense
-        yield "head.output", spec.head.output
+        yield from _linears_of_head("head", spec.head)
+
+
+def _linears_of_head(name: str, head: ClassifierHead) -> Iterator[tuple[str, LinearSpec]]:
+    if head.dense:
+        yield f"{name}.dense", head.dense
+    yield f"{name}.output", head.output
 
 
 def tables_of(spec: RankerSpec) -> Iterator[tuple[str, TableSpec]]:
@@ -70,6 +77,8 @@ def _norms(spec: RankerSpec) -> Iterator[tuple[NormSpec | None, int]]:
     for layer in spec.layers:
         yield layer.attention_norm, spec.width
         yield layer.ffn_norm, spec.width
+        if layer.exit:
+            yield layer.exit.norm, layer.exit.output.inputs
     yield spec.final_norm, spec.width
     if isinstance(spec.head, ClassifierHead):
         yield spec.head.norm, spec.head.output.inputs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,12 +51,15 @@ class Encoder(nn.Module):
         self.spec = spec
         self.gradient_checkpointing = False
         self.embeddings = Embeddings(spec.embeddings, spec.dropout.hidden)
-        self.layers = nn.ModuleList(Layer(layer, spec.width, spec.dropout) for layer in spec.layers)
+        self.layers = nn.ModuleList(
+            Layer(layer, spec.width, spec.dropout, build_head(layer.exit, spec.dropout.head) if layer.exit else None)
+            for layer in spec.layers
+        )
         self.final_norm = build_norm(spec.final_norm, spec.width)
         self.head = build_head(spec.head, spec.dropout.head)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
-        """Return raw logits ``[B, 1]``, or unit vectors ``[B, width]`` for a bi-encoder.
+        """Return raw logits ``[B, 1]``, or unit vectors ``[B, width]`` for a bi-encoder; exits are not computed.
 
         Args:
             input_ids: int64 ``[B, S]``, padded on the right.
@@ -78,7 +82,7 @@ class Encoder(nn.Module):
         *,
         relations: Collection[int] = (),
     ) -> Trace:
-        """Return what `forward` does, with the state of every token after every layer.
+        """Return what `forward` does, with the state of every token after every layer, and what exits score.
 
         The last layer is computed for first tokens alone where the head reads nothing else, unless its relations are
         wanted: the other states reach no score.
@@ -96,7 +100,8 @@ class Encoder(nn.Module):
                 states.append(self._run(layer, states[-1], layout))
             states.append(self._run(self.layers[-1], states[-1], layout, first_only))
         logits = self.head(self.pool(states[-1], layout, first_only))
-        return Trace(logits=logits, states=states, layout=layout, relations=found)
+        exits = {index: self.exit_logits(index, states[index + 1], layout) for index in self.spec.exit_layers}
+        return Trace(logits=logits, states=states, layout=layout, relations=found, exits=exits)
 
     def embed(self, layout: TokenLayout, input_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
         """Return the packed embeddings ``[T, width]``."""
@@ -109,6 +114,17 @@ class Encoder(nn.Module):
         if first_only:
             return values
         return values[layout.first] if self.spec.head.pool == "first" else layout.row_means(values)
+
+    def exit_logits(self, layer: int, values: Tensor, layout: TokenLayout) -> Tensor:
+        """Return what the exit of a layer scores, ``[B, 1]``, from the packed states behind it, ``[T, width]``.
+
+        The final norm is the ranker's own: an exit is a head and nothing else. So the ranker that is cut there computes
+        the same, and is still a model of its family, which has one final norm or none.
+        """
+        head: Any = self.layers[layer].exit
+        if head.spec.pool == "first":
+            return head(self.final_norm(values[layout.first]))
+        return head(layout.row_means(self.final_norm(values)))
 
     def _run(self, layer: nn.Module, values: Tensor, layout: TokenLayout, first_only: bool = False) -> Tensor:
         if self.gradient_checkpointing and self.training:

@@ -52,9 +52,12 @@ class FeedForward(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention and feed-forward, each with its residual, normed before or after."""
+    """Attention and feed-forward, each with its residual, normed before or after.
 
-    def __init__(self, spec: LayerSpec, width: int, dropout: DropoutSpec) -> None:
+    ``exit`` is the head that scores from this layer's states, if there is one; the layer itself never runs it.
+    """
+
+    def __init__(self, spec: LayerSpec, width: int, dropout: DropoutSpec, exit_head: nn.Module | None = None) -> None:
         super().__init__()
         self.spec = spec
         self.attention = Attention(spec.attention, dropout.attention)
@@ -62,6 +65,7 @@ class Layer(nn.Module):
         self.ffn = FeedForward(spec.ffn)
         self.ffn_norm = build_norm(spec.ffn_norm, width)
         self.dropout = nn.Dropout(dropout.hidden)
+        self.exit = exit_head
 
     def forward(self, values: Tensor, layout: TokenLayout, first_only: bool = False) -> Tensor:
         """Map packed states ``[T, width]`` to ``[T, width]``, or to ``[B, width]`` with ``first_only``."""

@@ -49,6 +49,13 @@ class Ranker:
         """Return a ranker with some parts replaced; the rest is shared with this one."""
         return replace(self, **changes)
 
+    def without_exits(self) -> Self:
+        """Return the ranker that gives the same scores and has no exits: this one, where it has none."""
+        if not self.spec.exit_layers:
+            return self
+        spec = self.spec.without_exits()
+        return self.changed(spec=spec, weights={name: self.weights[name] for name in expected_shapes(spec)})
+
     @cached_property
     def module(self) -> Encoder:
         """The torch module over these weights, in evaluation mode; shares memory with them, so do not train it."""

@@ -9,7 +9,10 @@ from compressor.records import Record
 
 
 def round_spec(spec: RankerSpec, linear: Int8Dynamic, table: Int8Rows | None) -> RankerSpec:
-    """Return a spec whose linears, and tables where ``table`` is given, have these precisions; the head stays as is."""
+    """Return a spec whose linears, and tables where ``table`` is given, have these precisions.
+
+    The head and the exits stay as they are.
+    """
 
     def rounded(part: Record) -> Record:
         if isinstance(part, LinearSpec):

@@ -116,7 +116,9 @@ class FeedForwardSpec(Record):
 class LayerSpec(Record):
     """One encoder layer. A norm that is absent is the identity (ModernBERT's first attention norm).
 
-    ``token_rule`` and ``exit`` are where token reduction and exit heads will stand; today only None is legal.
+    ``exit``: a head that scores from this layer's states as the ranker's head does from the last layer's, through the
+    same final norm. Where the spec's own scores are asked for it is not computed.
+    ``token_rule`` is where token reduction will stand; today only None is legal.
     """
 
     norm_placement: Literal["post", "pre"]
@@ -125,7 +127,7 @@ class LayerSpec(Record):
     ffn: FeedForwardSpec
     ffn_norm: NormSpec | None
     token_rule: None = None
-    exit: None = None
+    exit: ClassifierHead | None = None
 
 
 class DropoutSpec(Record):
@@ -168,6 +170,14 @@ class RankerSpec(Record):
             raise ValueError(f"max_length {self.max_length} does not fit the position table of {positions.rows} rows")
         return self
 
+    @model_validator(mode="after")
+    def _exits_stand_before_a_head(self) -> Self:
+        if self.exit_layers and not isinstance(self.head, ClassifierHead):
+            raise ValueError("an exit gives a logit, a bi-encoder's head a vector: only cross-encoders have exits")
+        if self.layers[-1].exit:
+            raise ValueError(f"layers.{len(self.layers) - 1} is the last and ends in the head: it has no exit")
+        return self
+
     def _residual_widths(self) -> list[tuple[str, int]]:
         embedded = self.embeddings.project.outputs if self.embeddings.project else self.embeddings.tokens.width
         widths = [("embeddings", embedded)]
@@ -178,9 +188,22 @@ class RankerSpec(Record):
             widths += [(f"layers.{i}.ffn.up", f.up.inputs), (f"layers.{i}.ffn.down", f.down.outputs)]
             if f.gate:
                 widths.append((f"layers.{i}.ffn.gate", f.gate.inputs))
+            if layer.exit:
+                widths.append((f"layers.{i}.exit", _head_inputs(layer.exit)))
         if isinstance(self.head, ClassifierHead):
-            widths.append(("head", (self.head.dense or self.head.output).inputs))
+            widths.append(("head", _head_inputs(self.head)))
         return widths
+
+    @property
+    def exit_layers(self) -> tuple[int, ...]:
+        """The layers that have an exit, ascending, counted from 0."""
+        return tuple(index for index, layer in enumerate(self.layers) if layer.exit)
+
+    def without_exits(self) -> Self:
+        """Return the shape that gives the same scores and has no exits."""
+        if not self.exit_layers:
+            return self
+        return self.changed(layers=tuple(layer.changed(exit=None) for layer in self.layers))
 
     @property
     def reads_first_token_only(self) -> bool:
@@ -190,3 +213,7 @@ class RankerSpec(Record):
     @property
     def output_name(self) -> Literal["logits", "embedding"]:
         return "logits" if isinstance(self.head, ClassifierHead) else "embedding"
+
+
+def _head_inputs(head: ClassifierHead) -> int:
+    return (head.dense or head.output).inputs

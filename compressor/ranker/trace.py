@@ -26,7 +26,7 @@ class Trace:
         states: ``[T, width]`` each: the embeddings' output, then what comes out of each layer; ``[B, width]`` of the
             last where only first tokens were computed there.
         relations: queries, keys and values of the layers that were asked for, ``[T, heads * head width]`` each.
-        exits: ``[B, 1]`` by layer, for layers with an exit.
+        exits: logits ``[B, 1]`` by layer, for layers with an exit.
         layout: where the T tokens stand.
     """
 

@@ -8,7 +8,10 @@ import torch
 from safetensors.torch import load_file
 
 from compressor.families import can_be_stock, load_teacher, peek_teacher, stock_checkpoint
+from compressor.passes.add_exits import AddExits
+from compressor.passes.cut_at_exit import CutAtExit
 from tests.families.stock_models import Stock, ragged_inputs
+from tests.passes.students import supply_for
 
 TOLERANCE = 1e-5
 
@@ -51,6 +54,21 @@ def test_the_way_back_gives_a_checkpoint_with_equal_tensors_and_scores(stock, tm
     model = reloaded(tmp_path / "back")
     expected = stock.logits(inputs)
     found = Stock(folder=tmp_path, model=model).logits(inputs)
+    np.testing.assert_allclose(found, expected, atol=TOLERANCE, rtol=0)
+
+
+def test_a_cut_at_an_exit_is_a_stock_model_of_its_family(stock, tmp_path):
+    ranker = load_teacher(str(stock.folder), tmp_path)
+    elastic, cutting = AddExits(layers=(1,)), CutAtExit(layer=1)
+    whole = elastic.apply(ranker, supply_for(elastic, None, ranker))
+    cut = cutting.apply(whole, supply_for(cutting, None, whole))
+    assert can_be_stock(cut.spec) is None
+    stock_checkpoint(cut, tmp_path / "cut")
+    inputs = ragged_inputs(ranker.spec.pad_id, segments=ranker.spec.embeddings.segments is not None)
+    with torch.inference_mode():
+        expected = whole.module.trace(**inputs).exits[1].numpy()
+    assert np.abs(logits(whole, inputs) - expected).max() > 1e-3
+    found = Stock(folder=tmp_path, model=reloaded(tmp_path / "cut")).logits(inputs)
     np.testing.assert_allclose(found, expected, atol=TOLERANCE, rtol=0)
 
 

@@ -17,7 +17,10 @@ class Case:
     Attributes:
         neutral: settings that must leave scores unchanged.
         active: settings that change the tiny ranker (2 layers, width 16).
-        again: settings that make sense after ``active``, where the neutral ones do not.
+        again: settings that make sense after ``active``, where the neutral ones do not, and after a pass that takes
+            layers away, where ``active`` does not.
+        behind: a pass whose active setting comes first, where this one makes no sense without it.
+        no_change: why even the active settings leave scores alone, for law 2.
         no_promise: why the pass promises nothing, for law 5.
         masked: scores of the untouched ranker with the removed parts switched off, for law 7; None with ``no_mask``.
         batch_atol: how far batch mates may move a score after the pass, and the cause.
@@ -27,6 +30,8 @@ class Case:
     neutral: dict[str, Any]
     active: dict[str, Any]
     again: dict[str, Any] = field(default_factory=dict)
+    behind: str = ""
+    no_change: str = ""
     masked: Callable[..., np.ndarray] | None = None
     no_mask: str = ""
     no_promise: str = ""
@@ -47,6 +52,20 @@ def without_layers(*dropped: int) -> Callable[..., np.ndarray]:
             states = [run_layers(module, batch, batch.embedded, kept) for batch in batches]
             results = [head_result(module, batch, found) for batch, found in zip(batches, states, strict=True)]
             return scores_of(batches, results, len(pairs))
+
+    return scores
+
+
+def at_exit(layer: int) -> Callable[..., np.ndarray]:
+    """Return a function that scores pairs as the exit behind a layer of the whole module does."""
+
+    def scores(ranker: Any, pairs: list[tuple[str, str]]) -> np.ndarray:
+        from compressor.algorithms.calibration import calibration_batches, scores_of
+
+        batches = calibration_batches(ranker, pairs)
+        with torch.inference_mode():
+            results = [ranker.module.trace(**batch.inputs).exits[layer].numpy() for batch in batches]
+        return scores_of(batches, results, len(pairs))
 
     return scores
 
@@ -83,6 +102,20 @@ _TRAINED: dict[str, Any] = {
 }
 
 CASES = {
+    "add_exits": Case(
+        neutral={"layers": [0]},
+        active={},
+        no_change="exits are read by the trace alone",
+        no_mask="exits remove nothing",
+        mistyped={"layer": [0]},
+    ),
+    "cut_at_exit": Case(
+        neutral={"layer": 1},
+        active={"layer": 0},
+        behind="add_exits",
+        masked=at_exit(0),
+        mistyped={"layers": 0},
+    ),
     "distill": Case(
         neutral={"epochs": 0},
         active={
@@ -127,6 +160,11 @@ CASES = {
 
 # Ordered pairs of passes that are refused, with what the message must say.
 FORBIDDEN = {
+    ("cut_at_exit", "add_exits"): "put add_exits before the pass that takes layers away",
+    ("cut_at_exit", "cut_at_exit"): "put add_exits before cut_at_exit",
+    ("drop_layers", "add_exits"): "put add_exits before the pass that takes layers away",
+    ("drop_layers", "cut_at_exit"): "put add_exits before cut_at_exit",
+    ("quantize", "add_exits"): "put add_exits before quantize",
     ("quantize", "drop_layers"): "put drop_layers before quantize",
     ("quantize", "distill"): "put distill before quantize",
     ("quantize", "finetune"): "put finetune before quantize",

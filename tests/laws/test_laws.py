@@ -40,6 +40,13 @@ def apply(verb, settings, ranker, data):
     return step.apply(ranker, supply_for(step, data, ranker))
 
 
+def ready_for(ranker, data, *verbs):
+    """Return the ranker behind the passes without which some passes make no sense."""
+    for verb in dict.fromkeys(CASES[verb].behind for verb in verbs if CASES[verb].behind):
+        ranker = apply(verb, CASES[verb].active, ranker, data)
+    return ranker
+
+
 def test_every_pass_has_a_row():
     assert set(registered()) == set(CASES)
 
@@ -63,19 +70,21 @@ def test_law_1_unknown_keys_are_refused_with_a_suggestion(verb):
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_law_2_the_neutral_setting_changes_no_score(verb, tiny_ranker, tiny_pairs, tiny_data):
-    result = apply(verb, CASES[verb].neutral, tiny_ranker, tiny_data)
+    result = apply(verb, CASES[verb].neutral, ready_for(tiny_ranker, tiny_data, verb), tiny_data)
     np.testing.assert_array_equal(result.score(tiny_pairs), tiny_ranker.score(tiny_pairs))
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_law_2_the_active_setting_changes_scores(verb, tiny_ranker, tiny_pairs, tiny_data):
-    result = apply(verb, CASES[verb].active, tiny_ranker, tiny_data)
-    assert np.abs(result.score(tiny_pairs) - tiny_ranker.score(tiny_pairs)).max() > 1e-6
+    result = apply(verb, CASES[verb].active, ready_for(tiny_ranker, tiny_data, verb), tiny_data)
+    change = np.abs(result.score(tiny_pairs) - tiny_ranker.score(tiny_pairs)).max()
+    assert (change == 0) if CASES[verb].no_change else (change > 1e-6)
+    assert result.fingerprint != tiny_ranker.fingerprint
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_law_3_save_and_load_give_equal_scores(verb, tiny_ranker, tiny_pairs, tiny_data, tmp_path):
-    result = apply(verb, CASES[verb].active, tiny_ranker, tiny_data)
+    result = apply(verb, CASES[verb].active, ready_for(tiny_ranker, tiny_data, verb), tiny_data)
     save_ranker(result, tmp_path / "stage")
     loaded = load_ranker(tmp_path / "stage")
     assert loaded.fingerprint == result.fingerprint
@@ -84,7 +93,7 @@ def test_law_3_save_and_load_give_equal_scores(verb, tiny_ranker, tiny_pairs, ti
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_law_4_batch_mates_do_not_change_a_score(verb, tiny_ranker, tiny_pairs, tiny_data):
-    result = apply(verb, CASES[verb].active, tiny_ranker, tiny_data)
+    result = apply(verb, CASES[verb].active, ready_for(tiny_ranker, tiny_data, verb), tiny_data)
     alone = np.concatenate([result.score([pair]) for pair in tiny_pairs])
     together = result.score(tiny_pairs, batch_tokens=100_000)
     np.testing.assert_allclose(alone, together, atol=CASES[verb].batch_atol[0], rtol=0)
@@ -93,27 +102,30 @@ def test_law_4_batch_mates_do_not_change_a_score(verb, tiny_ranker, tiny_pairs, 
 @pytest.mark.parametrize("verb", VERBS)
 def test_law_5_promises_hold_and_can_be_broken(verb, tiny_ranker, tiny_data):
     step = make(verb, CASES[verb].active)
-    result = step.apply(tiny_ranker, supply_for(step, tiny_data, tiny_ranker))
+    before = ready_for(tiny_ranker, tiny_data, verb)
+    result = step.apply(before, supply_for(step, tiny_data, before))
     promises = step.promises(result)
     if CASES[verb].no_promise:
         assert not promises
         return
     assert promises
     assert [promise.check(result) for promise in promises] == [None] * len(promises)
-    assert any(promise.check(tiny_ranker) for promise in promises), "a promise that the teacher keeps says nothing"
+    assert any(promise.check(before) for promise in promises), "a promise that was kept before says nothing"
 
 
 @pytest.mark.parametrize(("first", "second"), list(itertools.product(VERBS, VERBS)))
 def test_law_5_promises_survive_every_later_pass(first, second, tiny_ranker, tiny_data):
     earlier = make(first, CASES[first].active)
     later = make(second, CASES[second].active if first != second else CASES[second].neutral)
-    result = earlier.apply(tiny_ranker, supply_for(earlier, tiny_data, tiny_ranker))
+    before = ready_for(tiny_ranker, tiny_data, first, second)
+    result = earlier.apply(before, supply_for(earlier, tiny_data, before))
     if (first, second) in FORBIDDEN:
         with pytest.raises(PlanError) as refused:
             later.plan(result.spec)
         assert FORBIDDEN[first, second] in refused.value.fix
         return
-    if first == second and CASES[second].again:
+    is_shallower = len(result.spec.layers) < len(before.spec.layers)
+    if (first == second or is_shallower) and CASES[second].again:
         later = make(second, CASES[second].again)
     final = later.apply(result, supply_for(later, tiny_data, tiny_ranker, promised=earlier.promises(result)))
     assert [promise.check(final) for promise in earlier.promises(result)] == [None] * len(earlier.promises(result))
@@ -121,13 +133,14 @@ def test_law_5_promises_survive_every_later_pass(first, second, tiny_ranker, tin
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_law_6_the_teacher_is_untouched_and_the_result_repeatable(verb, tiny_ranker, tiny_data):
-    before, state = tiny_ranker.changed().fingerprint, torch.get_rng_state()
-    first = apply(verb, CASES[verb].active, tiny_ranker, tiny_data)
-    second = apply(verb, CASES[verb].active, tiny_ranker, tiny_data)
-    assert tiny_ranker.changed().fingerprint == before
+    ranker = ready_for(tiny_ranker, tiny_data, verb)
+    before, state = ranker.changed().fingerprint, torch.get_rng_state()
+    first = apply(verb, CASES[verb].active, ranker, tiny_data)
+    second = apply(verb, CASES[verb].active, ranker, tiny_data)
+    assert ranker.changed().fingerprint == before
     assert first.fingerprint == second.fingerprint
     assert torch.equal(torch.get_rng_state(), state), "the pass disturbed the global random state"
-    assert not tiny_ranker.module.training
+    assert not ranker.module.training
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -136,8 +149,9 @@ def test_law_7_masked_equals_cut(verb, tiny_ranker, tiny_pairs, tiny_data):
     if case.masked is None:
         assert case.no_mask
         return
-    cut = apply(verb, case.active, tiny_ranker, tiny_data)
-    np.testing.assert_allclose(cut.score(tiny_pairs), case.masked(tiny_ranker, tiny_pairs), atol=1e-4, rtol=0)
+    whole = ready_for(tiny_ranker, tiny_data, verb)
+    cut = apply(verb, case.active, whole, tiny_data)
+    np.testing.assert_allclose(cut.score(tiny_pairs), case.masked(whole, tiny_pairs), atol=1e-4, rtol=0)
     assert sum(t.numel() for t in cut.weights.values()) < sum(t.numel() for t in tiny_ranker.weights.values())
 
 
@@ -148,10 +162,11 @@ def test_law_8_onnx_agrees_with_torch(verb, dialect, tiny_ranker, tiny_pairs, ti
 
     from compressor.export import write_graph
     from compressor.runtime.batching import padded
+    from compressor.runtime.session import session_options
 
-    result = apply(verb, CASES[verb].active, tiny_ranker, tiny_data)
+    result = apply(verb, CASES[verb].active, ready_for(tiny_ranker, tiny_data, verb), tiny_data)
     model = write_graph(result.spec, result.weights, dialect=dialect)
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(model.SerializeToString(), session_options(2), providers=["CPUExecutionProvider"])
     encoded = result.tokenizer.encode_pairs(tiny_pairs)
     scores = session.run(["logits"], padded(encoded, np.arange(len(tiny_pairs)), result.spec.pad_id))[0][:, 0]
     expected = result.score(tiny_pairs, batch_tokens=1_000_000)

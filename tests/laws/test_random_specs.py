@@ -18,6 +18,7 @@ from compressor.ranker.cost import parameters
 from compressor.ranker.ranker import Ranker
 from compressor.ranker.spec import RankerSpec
 from compressor.ranker.store import load_ranker, save_ranker
+from compressor.runtime.session import session_options
 from tests.ranker.padded_oracle import oracle
 from tests.strategies import LAW, Case, cases
 from tests.tiny import tokenizer_files
@@ -50,9 +51,7 @@ def run_torch(case: Case) -> np.ndarray:
 
 
 def open_graph(case: Case, dialect: str) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
+    options = session_options(threads=1)
     model = write_graph(case.spec, case.weights, dialect=dialect)  # type: ignore[arg-type]
     return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
@@ -75,6 +74,15 @@ def difference(found: np.ndarray, expected: np.ndarray) -> float:
 def test_packed_torch_equals_the_padded_oracle(case):
     expected = oracle(case.spec, case.weights, **case.batch).numpy()
     assert difference(run_torch(case), expected) < FLOAT_TOLERANCE
+    with torch.inference_mode():
+        exits = ranker_of(case).module.trace(**case.batch).exits if case.spec.exit_layers else {}
+    for layer, logits in exits.items():
+        # The oracle knows no exits: it is given the ranker that ends there, with the exit's weights as its head's.
+        layers = case.spec.without_exits().layers[: layer + 1]
+        ends = case.spec.changed(layers=layers, head=case.spec.layers[layer].exit)
+        body = {name: tensor for name, tensor in case.weights.items() if not name.startswith("head.")}
+        weights = {name.replace(f"layers.{layer}.exit.", "head."): tensor for name, tensor in body.items()}
+        assert difference(logits.numpy(), oracle(ends, weights, **case.batch).numpy()) < FLOAT_TOLERANCE, layer
 
 
 @settings(LAW, max_examples=200)

@@ -117,7 +117,18 @@ def _roberta() -> RankerSpec:
     return _BERT.changed(family="roberta", pad_id=1, embeddings=embeddings)
 
 
+def with_exits(spec: RankerSpec, *exits: ClassifierHead | None) -> RankerSpec:
+    """Return a spec with exits behind its layers, the first ones first."""
+    layers = [layer.changed(exit=exit_) for layer, exit_ in zip(spec.layers, exits, strict=False)]
+    return spec.changed(layers=(*layers, *spec.layers[len(layers) :]))
+
+
 _PRE = tiny_layer(norm_placement="pre", attention_norm=_NORM, ffn_norm=_NORM)
+
+_FIRST_EXIT = ClassifierHead(pool="first", output=linear(WIDTH, 1))
+_MEAN_EXIT = ClassifierHead(
+    pool="mean", dense=linear(WIDTH, 5), activation="gelu", norm=NormSpec(epsilon=1e-5), output=linear(5, 1)
+)
 
 SPECS: dict[str, RankerSpec] = {
     "bert": _BERT,
@@ -149,6 +160,9 @@ SPECS: dict[str, RankerSpec] = {
         _PRE,
     ),
     "low_rank": of_layers(*[tiny_layer(attention=attention(rank=3), ffn=feed_forward(rank=5, gated=True))] * 2),
+    "exits": with_exits(of_layers(*[tiny_layer()] * 3), _FIRST_EXIT, _MEAN_EXIT),
+    "exits_pre_norm": with_exits(of_layers(_PRE, _PRE, _PRE, final_norm=_RMS), None, _MEAN_EXIT),
+    "exits_modernbert": with_exits(_modernbert(), _FIRST_EXIT, _MEAN_EXIT),
     "similarity_first": _BERT.changed(head=SimilarityHead(pool="first")),
     "similarity_mean": _BERT.changed(head=SimilarityHead(pool="mean")),
 }

@@ -65,6 +65,7 @@ def test_what_the_head_reads_and_gives(name, first_only, output):
 
 _LAYER, _ATTENTION, _FFN = ("layers", 1), ("layers", 1, "attention"), ("layers", 1, "ffn")
 _LINEAR = {"inputs": 16, "outputs": 16}
+_EXIT, _HEAD = ("layers", 0, "exit"), {"pool": "first", "output": {"inputs": 16, "outputs": 1}}
 
 # Where in the tiny spec, what is written there, where the fault is reported, and its message.
 REFUSALS: dict[str, tuple[tuple[str | int, ...], Any, str]] = {
@@ -111,7 +112,20 @@ REFUSALS: dict[str, tuple[tuple[str | int, ...], Any, str]] = {
     "RMS norm with a bias": ((*_LAYER, "ffn_norm", "kind"), "rms", "an RMS norm has no bias"),
     "epsilon of zero": (("embeddings", "norm", "epsilon"), 0, "greater than 0"),
     "token rule, not yet": ((*_LAYER, "token_rule"), {"kind": "keep"}, "Input should be None"),
-    "exit, not yet": ((*_LAYER, "exit"), {"threshold": 1}, "Input should be None"),
+    "exit of the last layer": ((*_LAYER, "exit"), _HEAD, "layers.1 is the last and ends in the head: it has no exit"),
+    "exit inputs": (
+        _EXIT, _HEAD | {"dense": {"inputs": 8, "outputs": 16}},
+        "residual width is 16, but layers.0.exit takes or gives 8",
+    ),
+    "exit without dense": (
+        _EXIT, _HEAD | {"output": {"inputs": 8, "outputs": 1}},
+        "residual width is 16, but layers.0.exit takes or gives 8",
+    ),
+    "exit of two logits": (
+        _EXIT, _HEAD | {"output": {"inputs": 16, "outputs": 2}}, "a ranker's head gives one logit, not 2",
+    ),
+    "exit that gives a vector": (_EXIT, {"kind": "similarity", "pool": "first"}, "Input should be 'classifier'"),
+    "exit with a threshold": (_EXIT, _HEAD | {"threshold": 1}, "Extra inputs are not permitted"),
     "attention inputs": (
         (*_ATTENTION, "key", "inputs"), 8, "residual width is 16, but layers.1.attention.key takes or gives 8",
     ),
@@ -152,6 +166,11 @@ def test_refusal(name):
 def test_head_without_dense_is_checked_too():
     with pytest.raises(ValidationError, match="residual width is 16, but head takes or gives 8"):
         tiny_spec().changed(head=ClassifierHead(pool="mean", output=LinearSpec(inputs=8, outputs=1)))
+
+
+def test_a_bi_encoder_has_no_exits():
+    with pytest.raises(ValidationError, match="only cross-encoders have exits"):
+        SPECS["exits"].changed(head=SPECS["similarity_first"].head)
 
 
 def test_all_wrong_widths_are_told_at_once():

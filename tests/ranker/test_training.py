@@ -29,7 +29,10 @@ def quiet(spec: RankerSpec) -> Encoder:
 
 
 def loss_of(module: Encoder, batch: dict[str, Tensor]) -> Tensor:
-    return F.mse_loss(module(**batch).float()[:, :1], WANTED)
+    if not module.spec.exit_layers:
+        return F.mse_loss(module(**batch).float()[:, :1], WANTED)
+    trace = module.trace(**batch)
+    return torch.stack([F.mse_loss(logits.float(), WANTED) for logits in (trace.logits, *trace.exits.values())]).sum()
 
 
 def gradients(module: Encoder, batch: dict[str, Tensor]) -> dict[str, Tensor | None]:
