@@ -134,6 +134,31 @@ def rank(
 
 
 @app.command()
+def retrieve(
+    encoder: Annotated[
+        str, typer.Argument(metavar="ENCODER", help="A bi-encoder: a hub id, a folder, an ONNX file, packaged:NAME.")
+    ],
+    data: Annotated[str, typer.Option(help="COLLECTION[/SPLIT] whose queries search its documents.")],
+    out: Annotated[Path, typer.Option(help="The TREC run to write.")],
+    depth: Annotated[int, typer.Option(min=1, help="Documents per query.")] = 100,
+    query_prefix: Annotated[str, typer.Option(help="Text that the encoder wants before a query.")] = "",
+    passage_prefix: Annotated[str, typer.Option(help="Text that it wants before a document.")] = "",
+    skip_empty: Annotated[bool, typer.Option("--skip-empty", help="Leave out documents without text.")] = False,
+) -> None:
+    """Search a collection exactly with a bi-encoder; recipes name the run under 'candidates'.
+
+    bge wants --query-prefix "Represent this sentence for searching relevant passages: ", E5 "query: " and
+    --passage-prefix "passage: ".
+    """
+    from compressor.retrieve import retrieve as search
+
+    search(
+        encoder, data, depth=depth, out=out, query_prefix=query_prefix, passage_prefix=passage_prefix,
+        skip_empty=skip_empty,
+    )  # fmt: skip
+
+
+@app.command()
 def passes() -> None:
     """List the passes that a recipe may use, with their settings."""
     from compressor.console import show_passes

@@ -118,13 +118,21 @@ def _checked_input(
     return data
 
 
-def _load(text: str, depth: int) -> RankingData:
+def data_reference(text: str) -> DataReference:
+    """Read the value of ``--data``.
+
+    Raises:
+        InputError: it has no form that a reference may have.
+    """
     try:
-        reference = DataReference.model_validate(text)
+        return DataReference.model_validate(text)
     except ValidationError as error:
         said = [one["msg"].removeprefix("Value error, ") for one in error.errors()]
         raise InputError(Fault(source="command line", where="--data", found=repr(text), fix="; ".join(said))) from None
-    return load_data(reference.resolved(Path()), depth=depth)
+
+
+def _load(text: str, depth: int) -> RankingData:
+    return load_data(data_reference(text).resolved(Path()), depth=depth)
 
 
 def _names(folders: Sequence[Path]) -> list[str]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Annotated, Any, Final, NamedTuple
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from compressor.errors import Fault, InputError, suggest
+from compressor.query_settings import MadeQueries
 from compressor.records import Record
 
 BUILT_IN: Final = "api-docs"
@@ -18,25 +19,25 @@ CORPUS: Final = "corpus.jsonl"
 _FORMS: Final = f"{BUILT_IN}/SPLIT, a BEIR folder, a BEIR folder/SPLIT, or {IR_DATASETS}ID"
 _BM25: Final = re.compile(r"bm25(:(?P<depth>[1-9]\d*))?")
 
-QueryKind = Literal["titles", "headings", "questions", "sentences", "keywords"]
+# What training lists may name beside first stages: all of them in turn, and documents of any kind.
+FIRST_STAGE: Final = "first_stage"
+RANDOM: Final = "random"
+SCORED: Final = "scoreddocs"
+_FIRST_STAGES: Final = "bm25, bm25:DEPTH or a TREC run file"
 
 
-class MadeQueries(Record):
-    """Queries made out of a collection's documents. A list of kinds, or ``true`` for all, is short for the mapping.
+class FirstStage(NamedTuple):
+    """One first stage of a reference.
 
-    ``kinds``: what of a document may serve as a query: its title; a heading; a question that it asks, or answers by a
-    definition; its most salient sentence; its rarest words. ``per_document``: most queries of one document.
+    Attributes:
+        name: how training lists and reports call it: ``bm25``, ``scoreddocs``, or the name of the run's file.
+        depth: the depth written behind it, if one is.
+        run_file: the path of a run, where it is one.
     """
 
-    kinds: tuple[QueryKind, ...] = Field(default=get_args(QueryKind), min_length=1)
-    per_document: PositiveInt = 1
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_short(cls, value: Any) -> Any:
-        if value is True:
-            return {}
-        return {"kinds": value} if isinstance(value, list | tuple) else value
+    name: str
+    depth: int | None = None
+    run_file: str | None = None
 
 
 class DataReference(Record):
@@ -49,8 +50,9 @@ class DataReference(Record):
         collection: ``api-docs``, a BEIR folder, or ``ir_datasets:ID``.
         split: the name of a file in the collection's ``qrels``; absent for a collection without judgments.
         pairs: instead of a collection, a TSV or JSONL file of (query, document[, label]).
-        candidates: ``bm25``, ``bm25:DEPTH``, a TREC run (looked for beside the recipe, then in the collection's
-            folder), or ``scoreddocs``: the first stage that an ir_datasets collection brings along.
+        candidates: the first stage, or a list of several: ``bm25``, ``bm25:DEPTH``, a TREC run (looked for beside the
+            recipe, then in the collection's folder), or ``scoreddocs``: what an ir_datasets collection brings along.
+            Of several the candidates are the union: the best of each, then the second of each, and so on.
         queries: take at most so many queries, chosen by the hash of their ids: the same ones every time, and a smaller
             sample is a part of a larger one.
         exclude_queries: ids of queries to leave out, for instance those that also stand in the test data.
@@ -64,7 +66,7 @@ class DataReference(Record):
     collection: str | None = Field(default=None, min_length=1)
     split: str | None = Field(default=None, min_length=1)
     pairs: str | None = Field(default=None, min_length=1)
-    candidates: str = Field(default="bm25", min_length=1)
+    candidates: tuple[Annotated[str, Field(min_length=1)], ...] = Field(default=("bm25",), min_length=1)
     queries: int | None = Field(default=None, ge=1)
     exclude_queries: tuple[str, ...] = ()
     skip_empty: bool = False
@@ -81,29 +83,42 @@ class DataReference(Record):
             return {"collection": head, "split": split}
         return {"collection": value}
 
+    @field_validator("candidates", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
     @field_validator("candidates")
     @classmethod
-    def _depth_is_a_count(cls, value: str) -> str:
-        if value.startswith("bm25:") and not _BM25.fullmatch(value):
-            raise ValueError("write bm25, bm25:DEPTH with a whole number from 1, or a TREC run file")
+    def _names_tell_them_apart(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if wrong := [one for one in value if one.startswith("bm25:") and not _BM25.fullmatch(one)]:
+            raise ValueError(f"write bm25, bm25:DEPTH with a whole number from 1, or a TREC run file, not {wrong[0]}")
+        names = [_first_stage(one).name for one in value]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two first stages are called {twice[0]}, and names tell them apart: rename one")
+        if kept := sorted({FIRST_STAGE, RANDOM}.intersection(names)):
+            raise ValueError(f"no run can be called {kept[0]}, which means something else to training lists: rename it")
         return value
+
+    @field_validator("make_queries", mode="before")
+    @classmethod
+    def _none_are_made(cls, value: Any) -> Any:
+        return None if value is False else value
 
     @model_validator(mode="after")
     def _one_source(self) -> DataReference:
         if (self.collection is None) == (self.pairs is None):
             raise ValueError(f"exactly one of 'collection' ({_FORMS}) and 'pairs' (a TSV or JSONL file) is needed")
-        if self.pairs is not None and (self.split or self.candidates != "bm25"):
+        if self.pairs is not None and (self.split or self.candidates != ("bm25",)):
             raise ValueError("a pairs file has neither splits nor a first stage: take 'split' and 'candidates' away")
         if self.make_queries and (self.pairs is not None or (self.split and self.collection != BUILT_IN)):
             raise ValueError("queries are made out of a whole collection: take 'pairs' and 'split' away")
-        if self.make_queries and not _BM25.fullmatch(self.candidates):
-            raise ValueError(f"no run knows queries that are yet to be made: write bm25:DEPTH, not {self.candidates}")
+        if self.make_queries and (others := [one for one in self.candidates if not _BM25.fullmatch(one)]):
+            raise ValueError(f"no run knows queries that are yet to be made: write bm25:DEPTH, not {others[0]}")
         if self.ir_datasets_id is not None and self.split:
             raise ValueError(f"the split is a part of an ir_datasets id: write {self.collection}/{self.split}")
-        if self.candidates == "scoreddocs" and self.ir_datasets_id is None:
-            raise ValueError(
-                "'scoreddocs' is for ir_datasets collections; allowed: bm25, bm25:DEPTH or a TREC run file"
-            )
+        if SCORED in self.candidates and self.ir_datasets_id is None:
+            raise ValueError(f"'{SCORED}' is for ir_datasets collections; allowed: {_FIRST_STAGES}")
         return self
 
     def __str__(self) -> str:
@@ -117,15 +132,9 @@ class DataReference(Record):
         return self.collection.removeprefix(IR_DATASETS) if named and self.collection else None
 
     @property
-    def bm25_depth(self) -> int | None:
-        """The depth written in ``bm25:DEPTH``, or None where none is written."""
-        found = _BM25.fullmatch(self.candidates)
-        return int(found["depth"]) if found and found["depth"] else None
-
-    @property
-    def run_file(self) -> str | None:
-        """The path of the first-stage run, or None where the candidates come from elsewhere."""
-        return None if _BM25.fullmatch(self.candidates) or self.candidates == "scoreddocs" else self.candidates
+    def first_stages(self) -> tuple[FirstStage, ...]:
+        """Where the candidates come from, in the order of the reference."""
+        return tuple(map(_first_stage, self.candidates))
 
     def resolved(self, base: Path) -> DataReference:
         """Return this reference with absolute paths and the split apart from the folder. Looks at names on disk only.
@@ -138,19 +147,25 @@ class DataReference(Record):
         """
         if self.pairs is not None:
             return self.model_copy(update={"pairs": str(_existing_file(self, base, self.pairs, "a TSV or JSONL file"))})
-        folder, changes = base, dict[str, str | None]()
+        folder, changes = base, dict[str, Any]()
         if self.collection == BUILT_IN:
             changes["split"] = self._built_in_split()
         elif self.ir_datasets_id is None:
             folder, changes["split"] = self._folder_and_split(base)
             changes["collection"] = str(folder)
-        if self.run_file is not None:
-            inside = folder / self.run_file
-            run = inside if inside.is_file() and not (base / self.run_file).is_file() else None
-            changes["candidates"] = str(
-                run or _existing_file(self, base, self.run_file, "bm25, bm25:DEPTH or a TREC run file")
-            )
+        changes["candidates"] = tuple(
+            text if stage.run_file is None else str(self._run_in(base, folder, stage.run_file))
+            for text, stage in zip(self.candidates, self.first_stages, strict=True)
+        )
+        if self.make_queries:
+            changes["make_queries"] = self.make_queries.placed(base)
         return self.model_copy(update=changes)
+
+    def _run_in(self, base: Path, folder: Path, run_file: str) -> Path:
+        inside = folder / run_file
+        if inside.is_file() and not (base / run_file).is_file():
+            return inside
+        return _existing_file(self, base, run_file, _FIRST_STAGES)
 
     def _built_in_split(self) -> str:
         if self.split in BUILT_IN_SPLITS:
@@ -174,12 +189,16 @@ class DataReference(Record):
         raise InputError(Fault(source=str(self), found=f"no collection at {path}", allowed=_FORMS, fix=near))
 
 
+def _first_stage(text: str) -> FirstStage:
+    if found := _BM25.fullmatch(text):
+        return FirstStage("bm25", depth=int(found["depth"]) if found["depth"] else None)
+    return FirstStage(SCORED) if text == SCORED else FirstStage(Path(text).name, run_file=text)
+
+
 def _existing_file(reference: DataReference, base: Path, name: str, allowed: str) -> Path:
     path = (base / Path(name).expanduser()).resolve()
     if not path.is_file():
-        near = suggest(path.name, [entry.name for entry in _entries(path.parent)]) or suggest(
-            name, ["bm25", "scoreddocs"]
-        )
+        near = suggest(path.name, [entry.name for entry in _entries(path.parent)]) or suggest(name, ["bm25", SCORED])
         raise InputError(Fault(source=str(reference), found=f"no file at {path}", allowed=allowed, fix=near))
     return path
 

@@ -110,11 +110,12 @@ def make_stages(
     these name, the seed, the data that they read, and this version of rankpress.
 
     Raises:
-        InputError: a file or model that a pass names is missing or cannot be read.
+        InputError: a file or model that a pass names is missing or cannot be read, or the data is not fit for a pass.
     """
     key = sha256_json([teacher_fingerprint, recipe.seed, __version__])
     stages = []
     for index, (place, step) in enumerate(_placed(recipe)):
+        step.check_data(load)
         data = {need: load(need).fingerprint for need in DATA_NEEDS if need in step.needs()}
         key = sha256_json([key, step.verb, step.model_dump(mode="json"), dict(step.fingerprints()), data])
         stages.append(Stage(step=step, place=place, folder=folder / f"{index + 1}-{step.verb}-{key[:16]}"))

@@ -10,7 +10,8 @@ from pathlib import Path
 import compressor.passes  # noqa: F401  # fills the registry
 from compressor.baselines import refuse_without_stock
 from compressor.bench.quality import parse_measures
-from compressor.data import RankingData, check_disjoint, check_reference, load_data
+from compressor.console import say
+from compressor.data import RankingData, apart_from, check_disjoint, check_reference, load_data
 from compressor.data.ranking_data import together
 from compressor.data_reference import DataReference
 from compressor.errors import Fault, InputError
@@ -37,10 +38,15 @@ class Desk:
     def __init__(self, recipe: Recipe, base: Path) -> None:
         self._recipe, self._base = recipe, base
         self._loaded: dict[str, RankingData] = {}
+        self._apart: dict[str, RankingData] = {}
 
     def load(self, need: Need) -> RankingData:
-        """Return the data that serve a pass's need: one collection, or several as one."""
-        return together([self._load(reference) for reference in getattr(self._recipe.data, need)])
+        """Return the data that serve a pass's need: one collection, or several as one.
+
+        Raises:
+            InputError: every query that was made for it also stands in the test data.
+        """
+        return together([self._for_passes(reference) for reference in getattr(self._recipe.data, need)])
 
     @cached_property
     def seen(self) -> dict[Need, RankingData]:
@@ -54,10 +60,25 @@ class Desk:
         Raises:
             InputError: training and test data share queries.
         """
-        tests = [self._load(reference) for reference in self._recipe.data.test]
+        tests = self._loaded_tests()
         seen = [reference for need in DATA_NEEDS for reference in getattr(self._recipe.data, need)]
-        check_disjoint([self._load(reference) for reference in seen], tests)
+        check_disjoint([self._for_passes(reference) for reference in seen], tests)
         return tests
+
+    def _for_passes(self, reference: DataReference) -> RankingData:
+        """Load data, without the made queries among it that stand in test data."""
+        data = self._load(reference)
+        if reference.make_queries is None:
+            return data
+        key = reference.model_dump_json()
+        if key not in self._apart:
+            kept = self._apart[key] = apart_from(data, self._loaded_tests())
+            if n_left_out := len(data.queries) - len(kept.queries):
+                say(f"{data.name}: {n_left_out:,} of {len(data.queries):,} left out, as they stand in the test data")
+        return self._apart[key]
+
+    def _loaded_tests(self) -> list[RankingData]:
+        return [self._load(reference) for reference in self._recipe.data.test]
 
     def _load(self, reference: DataReference) -> RankingData:
         key = reference.model_dump_json()

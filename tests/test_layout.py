@@ -20,8 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # A block imports only from itself and from blocks before it. Entries are modules or packages inside `compressor`.
 BLOCKS: list[tuple[str, set[str]]] = [
     ("plain records", {
-        "records", "errors", "storage", "progress", "registry", "plan", "data_reference", "gate_settings",
-        "recipe_faults", "recipe",
+        "records", "errors", "storage", "progress", "registry", "plan", "query_settings", "data_reference",
+        "gate_settings", "recipe_faults", "recipe",
     }),
     ("runtime", {"runtime"}),
     ("ranker", {"ranker"}),
@@ -33,7 +33,7 @@ BLOCKS: list[tuple[str, set[str]]] = [
     ("passes", {"passes"}),
     ("pipeline", {"pipeline"}),
     ("bench", {"bench"}),
-    ("commands", {"baselines", "measured_card", "console", "prepare", "compress", "commands"}),
+    ("commands", {"baselines", "measured_card", "console", "prepare", "compress", "commands", "retrieve"}),
     ("cli", {"cli"}),
 ]  # fmt: skip
 LEVEL = {entry: level for level, (_, entries) in enumerate(BLOCKS) for entry in entries}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection as Sized
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,13 +13,15 @@ from compressor.data.beir import check_split, read_beir, read_documents, suggest
 from compressor.data.bm25 import bm25_candidates
 from compressor.data.collection import Collection
 from compressor.data.fault_list import FaultList
+from compressor.data.generated_queries import check_generator, generated_queries
 from compressor.data.ir_dataset import open_ir_dataset, read_ir_dataset, scored_documents
 from compressor.data.made_queries import made_queries, with_source
 from compressor.data.pair_files import read_pairs
-from compressor.data.ranking_data import RankingData
+from compressor.data.ranking_data import RankingData, in_turn
 from compressor.data.trec import Run, read_run
-from compressor.data_reference import BUILT_IN, DataReference
+from compressor.data_reference import BUILT_IN, SCORED, DataReference
 from compressor.errors import Fault, InputError
+from compressor.query_settings import MadeQueries
 
 
 def check_reference(reference: DataReference, base: Path) -> None:
@@ -29,8 +32,22 @@ def check_reference(reference: DataReference, base: Path) -> None:
     """
     reference = reference.resolved(base)
     is_folder = reference.collection not in (None, BUILT_IN) and reference.ir_datasets_id is None
+    if reference.make_queries and reference.make_queries.generator:
+        check_generator(reference.make_queries.generator)
     if is_folder and not reference.make_queries:
         check_split(Path(str(reference.collection)), reference.split)
+
+
+def read_collection(reference: DataReference, base: Path) -> Collection:
+    """Read a collection's queries, documents and judgments, without candidates.
+
+    Raises:
+        InputError: all faults of its files at once; or the reference names pairs or made queries, which are no part of
+            a collection.
+    """
+    if reference.pairs is not None or reference.make_queries:
+        raise InputError(Fault(source=str(reference), found="no collection with queries", allowed="COLLECTION[/SPLIT]"))
+    return _opened(reference.resolved(base), {})[0]
 
 
 def load_data(reference: DataReference, *, depth: int = 100, base: Path | None = None) -> RankingData:
@@ -39,47 +56,48 @@ def load_data(reference: DataReference, *, depth: int = 100, base: Path | None =
     Args:
         reference: what to read.
         depth: candidates a query, unless the reference says ``bm25:DEPTH``. A list is shorter where the first stage
-            found less.
+            found less. Of several first stages each is as deep as that, so their union is deeper.
         base: the folder that relative paths mean; the working directory where it is None.
 
     Raises:
         InputError: all faults of the collection's files at once, each with file and line.
     """
     reference = reference.resolved(base or Path.cwd())
-    depth = reference.bm25_depth or depth
     if reference.pairs is not None:
         data = read_pairs(Path(reference.pairs))
         return _narrowed(data, _selected(data.queries, reference))
     if reference.make_queries:
         return _with_made_queries(reference, depth)
+    depths = {stage.name: stage.depth or depth for stage in reference.first_stages}
     spare = 1 if reference.drop_same_id else 0  # the dropped candidate must not cost a place
-    collection, run = _opened(reference, depth + spare)
-    queries = collection.queries
-    if run is not None:
-        _check_run(str(reference.run_file or reference), run, collection)
-        queries = queries if collection.qrels else {query: queries[query] for query in queries if query in run}
-    chosen = _selected(queries, reference)
-    if run is None:
-        wanted = {query: queries[query] for query in chosen}
-        ranked = bm25_candidates(wanted, collection.documents, depth + spare, source=str(reference))
-    else:
-        ranked = {query: [place.document for place in run[query]] for query in chosen}
-        ranked = {
-            query: [document for document in ranked[query] if document in collection.documents] for query in chosen
-        }
+    collection, given = _opened(reference, {name: one + spare for name, one in depths.items()})
+    queries = _known_to_all(given, collection, reference)
+    chosen = {query: queries[query] for query in _selected(queries, reference)}
     qrels = collection.qrels
     if reference.drop_same_id:
-        ranked = {query: [document for document in found if document != query] for query, found in ranked.items()}
         qrels = {query: {key: grade for key, grade in found.items() if key != query} for query, found in qrels.items()}
-    first_stage = Path(reference.run_file).name if reference.run_file else reference.candidates.split(":")[0]
+    runs: dict[str, dict[str, list[str]]] = {}
+    for name, most in depths.items():
+        run = given.get(name)
+        if run is None:
+            ranked = bm25_candidates(chosen, collection.documents, most + spare, source=str(reference))
+        else:
+            ranked = {query: [place.document for place in run.get(query, ())] for query in chosen}
+        runs[name] = {
+            query: [
+                key for key in found if key in collection.documents and not (reference.drop_same_id and key == query)
+            ][:most]
+            for query, found in ranked.items()
+        }
     return RankingData(
         name=collection.name,
         collection=collection.identity,
-        first_stage=f"{first_stage}, depth {depth}",
-        queries={query: queries[query] for query in chosen},
+        first_stage=", in turn with ".join(f"{name}, depth {most}" for name, most in depths.items()),
+        queries=chosen,
         documents=collection.documents,
         qrels={query: qrels[query] for query in chosen if query in qrels},
-        candidates={query: found[:depth] for query, found in ranked.items()},
+        candidates={query: in_turn([run[query] for run in runs.values()]) for query in chosen},
+        runs=runs,
     )
 
 
@@ -87,19 +105,19 @@ def _with_made_queries(reference: DataReference, depth: int) -> RankingData:
     """Read a collection's documents alone, and make queries of them; only the chosen ones are given candidates."""
     made_how = reference.make_queries
     assert made_how is not None  # noqa: S101  # `load_data` asked
+    depth = reference.first_stages[0].depth or depth
     collection = _documents_of(reference)
-    made = made_queries(collection, made_how.kinds, made_how.per_document)
-    if not made:
-        fault = Fault(
-            source=str(reference),
-            where="make_queries",
-            found=f"no {', '.join(made_how.kinds)} in {len(collection.documents):,} documents",
-            fix="name other kinds: sentences and keywords are found in most texts",
+    if made_how.generator:
+        made = generated_queries(
+            collection, made_how.generator, made_how.per_document, lambda ids: _selected(ids, reference)
         )
-        raise InputError(fault)
-    chosen = _selected(made, reference)
+        chosen = list(made)
+    else:
+        made = _cut_out(collection, made_how, reference)
+        chosen = _selected(made, reference)
     queries = {query: made[query][0] for query in chosen}
     ranked = bm25_candidates(queries, collection.documents, depth, source=str(reference))
+    candidates = {query: with_source(found, made[query][1], depth) for query, found in ranked.items()}
     return RankingData(
         name=f"{collection.name}, made queries",
         collection=f"{collection.identity}, made queries",
@@ -107,43 +125,72 @@ def _with_made_queries(reference: DataReference, depth: int) -> RankingData:
         queries=queries,
         documents=collection.documents,
         qrels={},
-        candidates={query: with_source(found, made[query][1]) for query, found in ranked.items()},
+        candidates=candidates,
+        runs={"bm25": candidates},
     )
+
+
+def _cut_out(collection: Collection, made_how: MadeQueries, reference: DataReference) -> dict[str, tuple[str, str]]:
+    made = made_queries(collection, made_how.kinds or (), made_how.per_document)
+    if not made:
+        fault = Fault(
+            source=str(reference),
+            where="make_queries",
+            found=f"no {', '.join(made_how.kinds or ())} in {len(collection.documents):,} documents",
+            fix="name other kinds: sentences and keywords are found in most texts",
+        )
+        raise InputError(fault)
+    return made
 
 
 def _documents_of(reference: DataReference) -> Collection:
     if reference.collection == BUILT_IN or reference.ir_datasets_id is not None:
-        return _opened(reference, depth=1)[0]
+        return _opened(reference, {})[0]
     return read_documents(Path(str(reference.collection)), skip_empty=reference.skip_empty)
 
 
-def _opened(reference: DataReference, depth: int) -> tuple[Collection, Run | None]:
-    """The collection, and its first-stage run cut to ``depth``, or None where BM25 is to make one."""
+def _opened(reference: DataReference, depths: Mapping[str, int]) -> tuple[Collection, dict[str, Run]]:
+    """The collection, and by name its first stages that BM25 is not to make, each checked and cut to its depth."""
+    runs = _runs_of(reference, depths)
     if reference.ir_datasets_id is not None:
         dataset = open_ir_dataset(reference.ir_datasets_id)
-        if reference.candidates == "scoreddocs":
-            run: Run | None = _cut(scored_documents(reference.ir_datasets_id, dataset), depth)
-        else:
-            run = _run_of(reference, depth)
-        needed = None if run is None else sorted({place.document for found in run.values() for place in found})
-        return read_ir_dataset(reference.ir_datasets_id, dataset, needed), run
-    if reference.collection == BUILT_IN:
-        return read_api_docs(str(reference.split)), _run_of(reference, depth)
-    folder = Path(str(reference.collection))
-    return read_beir(folder, reference.split, skip_empty=reference.skip_empty), _run_of(reference, depth)
+        if SCORED in depths:
+            runs[SCORED] = _cut(scored_documents(reference.ir_datasets_id, dataset), depths[SCORED])
+        found = {place.document for run in runs.values() for places in run.values() for place in places}
+        needed = sorted(found) if depths and len(runs) == len(depths) else None
+        collection = read_ir_dataset(reference.ir_datasets_id, dataset, needed)
+    elif reference.collection == BUILT_IN:
+        collection = read_api_docs(str(reference.split))
+    else:
+        collection = read_beir(Path(str(reference.collection)), reference.split, skip_empty=reference.skip_empty)
+    files = {stage.name: stage.run_file for stage in reference.first_stages}
+    for name, run in runs.items():
+        _check_run(files[name] or str(reference), run, collection)
+    return collection, runs
 
 
-def _run_of(reference: DataReference, depth: int) -> Run | None:
-    if reference.run_file is None:
-        return None
-    faults = FaultList()
-    run = read_run(Path(reference.run_file), faults)
+def _runs_of(reference: DataReference, depths: Mapping[str, int]) -> dict[str, Run]:
+    faults, runs = FaultList(), dict[str, Run]()
+    for stage in reference.first_stages:
+        if stage.run_file is not None and stage.name in depths:
+            runs[stage.name] = _cut(read_run(Path(stage.run_file), faults), depths[stage.name])
     faults.raise_if_any()
-    return _cut(run, depth)
+    return runs
 
 
 def _cut(run: Run, depth: int) -> Run:
     return {query: found[:depth] for query, found in run.items()}
+
+
+def _known_to_all(runs: Mapping[str, Run], collection: Collection, reference: DataReference) -> dict[str, str]:
+    """The queries of a collection; without judgments, those that every run knows: no list would hold the others'."""
+    if collection.qrels:
+        return collection.queries
+    queries = {query: text for query, text in collection.queries.items() if all(query in run for run in runs.values())}
+    if not queries:
+        found = f"no query that all of {', '.join(runs)} know"
+        raise InputError(Fault(source=str(reference), where="candidates", found=found, fix="take one of them away"))
+    return queries
 
 
 def _check_run(source: str, run: Run, collection: Collection) -> None:

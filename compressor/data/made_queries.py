@@ -16,19 +16,26 @@ from collections.abc import Callable, Iterator, Mapping
 from compressor.data.bm25 import terms
 from compressor.data.collection import Collection
 from compressor.data.normalization import normalized
-from compressor.data_reference import QueryKind
 from compressor.progress import progress
+from compressor.query_settings import QueryKind
 
 _MIN_WORDS, _MAX_WORDS = 2, 14  # of a query; MS MARCO's have 6 on average
 _MAX_QUESTION_WORDS = 24
 _MIN_KEYWORDS, _MAX_KEYWORDS = 2, 5
-_SENTENCE = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]?[A-Z0-9])|(?<=[。！？])|\n{2,}")
-_WORD = re.compile(r"\w[\w'’.+#-]*\w|\w")
+# Ends of sentences: with a space behind them, or where scripts know no spaces without one; and empty lines.
+_END = re.compile(r"(?<=[.!?…؟۔।॥])[\"'”’»)\]]*\s+|(?<=[。！？｡])[」』”’）]*\s*|\n{2,}")
+_UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+")
+_LETTER = r"\w\u0300-\u036f\u0900-\u0963\u0966-\u0dff"  # vowel signs are no letters to `\w`
+_WORD = re.compile(rf"[{_LETTER}][{_LETTER}'’.+#-]*[{_LETTER}]|[{_LETTER}]")
 _HEADING = re.compile(
-    r"^\s{0,3}(?:#{1,6}\s+(?P<marked>.+?)\s*#*|(?P<plain>[^.!?;,:{}()=\n]{4,80}):?)\s*$", re.MULTILINE
+    r"^\s{0,3}(?:#{1,6}\s+(?P<marked>.+?)\s*#*|(?P<plain>[^.!?;,:{}()=\n。！？，؟।]{4,80}):?)\s*$",
+    re.MULTILINE,
 )
 _LEAD = re.compile(r"^(?P<lead>[^.!?;:|{}()=\n]{4,80}?)(?:\s[|–—]\s|:\s)")  # "Prenatal care: what to expect ..."
-_ASKED = re.compile(r"(?:^|(?<=[.!?:]\s)|(?<=\n))[\"'(]?(?P<asked>[A-Z][^.!?\n]{6,160}\?)")
+_ASKED = re.compile(
+    r"(?:^|(?<=[.!?:؟।]\s)|(?<=[。！？\n]))[\"'(«“「]?"  # where a sentence begins
+    r"(?P<asked>[^\W\d_a-z][^.!?؟।。！？\n]{4,160}[?؟？])"
+)
 _DEFINED = re.compile(
     r"^(?P<subject>(?:(?:The|A|An)\s)?[A-Z0-9][\w'’-]*(?:\s[\w'’-]+){0,4})(?:\s\([^)]{1,40}\))?\s(?P<verb>is|are|was|were)"
     r"\s(?:a|an|the|one|any|known|used|defined)\b"
@@ -36,9 +43,9 @@ _DEFINED = re.compile(
 _NO_SUBJECT = frozenset(
     re.findall(
         r"\w+",
-        "it this that these those there he she they we you i what which who here how why when where if but and or so as "
-        "at by for from in into of on to with because although while since after before also another each one some "
-        "most all many both such his her their our your my its no not now then today",
+        "it this that these those there he she they we you i what which who here how why when where if but and or so "
+        "as at by for from in into of on to with because although while since after before also another each one some "
+        "most all many both such his her their our your my its no not now then today above below following next first",
     )
 )
 _WRITTEN: frozenset[QueryKind] = frozenset({"titles", "headings", "questions"})  # by a person, as a whole
@@ -81,13 +88,14 @@ def made_queries(
             body = text.removeprefix(title).strip()
             n_made = 0
             for kind in _order(kinds, random.Random(f"{seed} {document}")):
-                query = _fit(makers[kind](title, body), kind)
+                if n_made == per_document:
+                    break
+                query = fit(makers[kind](title, body), kind)
                 key = normalized(query)
-                if n_made == per_document or not query or key in seen:
-                    continue
-                seen.add(key)
-                made[f"{document}~{kind}"] = (query, document)
-                n_made += 1
+                if query and key not in seen:
+                    seen.add(key)
+                    made[f"{document}~{kind}"] = (query, document)
+                    n_made += 1
     return made
 
 
@@ -95,26 +103,43 @@ def _order(kinds: tuple[QueryKind, ...], draw: random.Random) -> list[QueryKind]
     return sorted(draw.sample(kinds, len(kinds)), key=lambda kind: kind not in _WRITTEN)
 
 
-def with_source(candidates: list[str], source: str) -> list[str]:
-    """Return the candidates of a made query with the document that it was made of among them, in the last place."""
-    return candidates if source in candidates else [*candidates[:-1], source]
+def with_source(candidates: list[str], source: str, depth: int) -> list[str]:
+    """Return up to ``depth`` candidates of a made query, the document that it was made of among them.
+
+    Where the first stage has not found that document, it stands in the last place.
+    """
+    found = candidates[:depth]
+    return found if source in found else [*found[: depth - 1], source]
 
 
 def _rarity(documents: Mapping[str, str]) -> Callable[[str], float]:
     """Return a function from a term to its inverse document frequency, 0 for one that no document has."""
     counts: Counter[str] = Counter()
     for text in documents.values():
-        counts.update(set(terms(text)))
+        counts.update(set(_units(text)))
     n_documents = len(documents)
     return lambda term: math.log(1 + n_documents / counts[term]) if term in counts else 0.0
 
 
-def _fit(query: str, kind: QueryKind) -> str:
+def fit(query: str, kind: QueryKind) -> str:
     """Return the query on one line; nothing where it is too short to ask for anything, or too long to be asked."""
     query = " ".join(query.split())
-    n_words = len(_WORD.findall(query))
     most = _MAX_QUESTION_WORDS if kind == "questions" else _MAX_WORDS
-    return query if _MIN_WORDS <= n_words <= most and terms(query) else ""
+    return query if _MIN_WORDS <= _n_words(query) <= most and terms(query) else ""
+
+
+def _n_words(text: str) -> int:
+    """Count words by their spaces; where a script knows none, two characters as one."""
+    spaced = sum(any(map(str.isalnum, piece)) for piece in _UNSPACED.sub(" ", text).split())
+    return spaced + sum(map(len, _UNSPACED.findall(text))) // 2
+
+
+def _units(text: str) -> list[str]:
+    """Return the index terms of a text; where a script knows no spaces, each two neighboring characters."""
+    runs = _UNSPACED.findall(text)
+    if not runs:
+        return terms(text)
+    return terms(_UNSPACED.sub(" ", text)) + [run[at : at + 2] for run in runs for at in range(len(run) - 1)]
 
 
 def _heading(text: str) -> str:
@@ -127,8 +152,9 @@ def _heading(text: str) -> str:
 
 
 def _question(text: str) -> str:
-    if asked := _ASKED.search(text):
-        return asked["asked"]
+    for found in _ASKED.finditer(text):
+        if not found["asked"][0].islower():
+            return found["asked"]
     for sentence in _sentences(text):
         defined = _DEFINED.match(sentence)
         if defined and defined["subject"].split()[0].lower() not in _NO_SUBJECT:
@@ -139,17 +165,27 @@ def _question(text: str) -> str:
 
 
 def _sentences(text: str) -> Iterator[str]:
-    yield from (sentence.strip() for sentence in _SENTENCE.split(text) if sentence.strip())
+    """Yield sentences, their marks with them; a small letter goes on with one, where the text has capitals at all."""
+    has_capitals = text != text.lower()
+    start = 0
+    for end in _END.finditer(text):
+        following = text[end.end() : end.end() + 4].lstrip("\"'“‘«([")[:1]
+        if has_capitals and following.islower() and "\n\n" not in end[0]:
+            continue
+        if sentence := text[start : end.end()].strip():
+            yield sentence
+        start = end.end()
+    if sentence := text[start:].strip():
+        yield sentence
 
 
 def _salient_sentence(text: str, weight: Callable[[str], float]) -> str:
     """The sentence whose weighted terms have the largest cosine with the document's, cut at its end where too long."""
-    document = {term: n * weight(term) for term, n in Counter(terms(text)).items()}
+    document = {term: n * weight(term) for term, n in Counter(_units(text)).items()}
     best, best_score = "", 0.0
     for sentence in _sentences(text):
-        words = sentence.split()
-        cut = " ".join(words[:_MAX_WORDS]).rstrip(".,;:!")
-        own = {term: weight(term) for term in set(terms(cut))}
+        cut = _cut(sentence)
+        own = {term: weight(term) for term in set(_units(cut))}
         length = math.sqrt(sum(value**2 for value in own.values()))
         score = sum(value * document.get(term, 0.0) for term, value in own.items()) / length if length else 0.0
         if len(own) >= _MIN_KEYWORDS and score > best_score:
@@ -157,11 +193,21 @@ def _salient_sentence(text: str, weight: Callable[[str], float]) -> str:
     return best
 
 
+def _cut(sentence: str) -> str:
+    cut = " ".join(sentence.split()[:_MAX_WORDS])
+    if _n_words(cut) > _MAX_WORDS:  # few spaces or none
+        cut = cut[: 2 * _MAX_WORDS]
+    return cut.rstrip(".,;:!…。，；：！। ")
+
+
 def _keywords(text: str, weight: Callable[[str], float]) -> str:
-    """The rarest words among those that the document repeats or begins with, in the order of the text."""
+    """The rarest words among those that the document repeats or begins with, in the order of the text.
+
+    Scripts without spaces have none: where their words end, no rule says.
+    """
     first: dict[str, tuple[int, str]] = {}
     counts: Counter[str] = Counter()
-    for place, word in enumerate(_WORD.findall(text)):
+    for place, word in enumerate(_WORD.findall(_UNSPACED.sub(" ", text))):
         for term in terms(word)[:1]:
             counts[term] += 1
             first.setdefault(term, (place, word))

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from compressor.data.fault_list import FaultList
 from compressor.data.lines import read_lines
+from compressor.storage import write_whole
 
 _HEADERS = {"score", "relevance", "label", "grade"}  # the last word of a BEIR header; any other is a bad grade
 Judgment = tuple[int, str, str, int]  # line, query id, document id, grade
@@ -80,6 +84,34 @@ def read_run(path: Path, faults: FaultList) -> Run:
     if not rows and not faults.count:
         faults.add(path, "", "an empty run")
     return {query: [Place(document, line) for _, _, document, line in sorted(found)] for query, found in rows.items()}
+
+
+def write_run(path: Path, run: Mapping[str, Sequence[tuple[str, float]]], tag: str) -> None:
+    """Write a run in TREC's format, whole or not at all.
+
+    Evaluators sort by score, and each breaks ties in its own way: equal scores are lowered by one float32 step each.
+
+    Args:
+        path: the file.
+        run: (document id, score) by query id, best first.
+        tag: the run's name, in its last column.
+
+    Raises:
+        InputError: an id has white space, or nothing can be written there.
+    """
+    faults = FaultList()
+    lines = []
+    for query, found in run.items():
+        lowest = np.float32(np.inf)
+        for rank, (document, score) in enumerate(found, start=1):
+            lowest = min(np.float32(score), np.nextafter(lowest, np.float32(-np.inf)))
+            lines.append(f"{query} Q0 {document} {rank} {lowest!s} {tag}\n")
+    for kind, ids in (("query", run), ("document", {document for found in run.values() for document, _ in found})):
+        for key in ids:
+            if len(key.split()) != 1:
+                faults.add(path, "", f"the {kind} id {key!r}", "ids without white space: a run has it between columns")
+    faults.raise_if_any()
+    write_whole(path, "".join(lines))
 
 
 def _parts(fields: list[str], number: int) -> tuple[str, str, str, str]:

@@ -21,7 +21,7 @@ class Finetune(TrainingPass):
     ``losses``: on labels, by name with weights; RankT5's softmax by default. For tiny rankers without a teacher,
     ``{gbce_labels: 1}`` with many negatives (shallow cross-encoders, arXiv 2403.20222).
     ``lists``: each relevant document with ``list_size`` - 1 others, from the sources named there; ``curriculum`` weighs
-    easy lists more in the first epochs.
+    easy lists more at first.
     """
 
     losses: LabelLosses = LabelLosses.model_validate({"softmax_labels": 1.0})

@@ -12,6 +12,7 @@ from compressor.errors import Fault, InputError
 from compressor.passes.contract import Need, Pass, PlanError, Supply, refuse_quantized
 from compressor.ranker.spec import ClassifierHead, RankerSpec
 from compressor.storage import sha256_json
+from compressor.training.lists import check_sources
 from compressor.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class TrainingPass(TrainingSettings, Pass):
     """A pass that trains a cross-encoder's weights and leaves its shape as it is.
 
     ``exits``: the weight of the ranker's exits, each trained with the losses on scores and on the final scores (BGE
-    layerwise). By default 1 where the ranker has exits.
+    layerwise; "Be Your Own Teacher", arXiv 1905.08094). By default 1 where the ranker has exits.
     ``freeze_embeddings``: leave the embeddings as they are.
     """
 
@@ -42,6 +43,10 @@ class TrainingPass(TrainingSettings, Pass):
             return frozenset()
         return frozenset({"dev", "teacher"} if self.dev_measure == "kendall_tau" else {"dev"})
 
+    def check_data(self, load: Callable[[Need], RankingData]) -> None:
+        for need in sorted(self.needs() & {"train", "in_domain"}):
+            check_sources(load(need), self.lists, self.verb)
+
     def plan(self, spec: RankerSpec) -> RankerSpec:
         refuse_quantized(spec, self.verb)
         if not isinstance(spec.head, ClassifierHead):
@@ -50,7 +55,7 @@ class TrainingPass(TrainingSettings, Pass):
                 allowed="a cross-encoder, which gives a score for a pair",
                 fix="put start_from before it: it gives an encoder a scoring head",
             )
-        if self.exits and not _has_exits(spec):
+        if self.exits and not spec.exit_layers:
             raise PlanError(
                 f"weight {self.exits:g} for the exits of a ranker that has none",
                 allowed="0, or a ranker with exits",
@@ -61,7 +66,7 @@ class TrainingPass(TrainingSettings, Pass):
 
     def exits_weight(self, spec: RankerSpec) -> float:
         """Return the weight of the exits, its default filled in."""
-        return float(_has_exits(spec)) if self.exits is None else self.exits
+        return float(bool(spec.exit_layers)) if self.exits is None else self.exits
 
     def refuse_short_lists(self, losses: Iterable[tuple[str, LossOptions]], setting: str) -> None:
         """Refuse losses that compare items, where lists have but one.
@@ -104,6 +109,7 @@ class TrainingPass(TrainingSettings, Pass):
         from compressor.training.batches import ListSource
         from compressor.training.loop import train
 
+        check_sources(data, self.lists, self.verb)
         source = ListSource(
             data=data, tokenizer=ranker.tokenizer, settings=self.lists, seed=supply.seed, by_positive=by_positive
         )
@@ -170,7 +176,3 @@ def _report(result: TrainingResult, supply: Supply) -> None:
     supply.note("last", {name: round(points[-1][1], 5) for name, points in result.curves.items() if points})
     for name, points in result.curves.items():
         supply.curve(name, points)
-
-
-def _has_exits(spec: RankerSpec) -> bool:
-    return any(layer.exit is not None for layer in spec.layers)

@@ -28,7 +28,9 @@ class Batch:
         pairs: (query id, document id) of each row.
         targets: teacher scores, float32 ``[L, K]``, NaN where unknown.
         labels: grades, float32 ``[L, K]``, NaN where the query is unjudged.
-        weights: float32 ``[L]``.
+        weights: each list's factor, float32 ``[L]``.
+        closeness: 1 / first-stage rank, float32 ``[L, K]``, 0 where there is none; None without a curriculum.
+        progress: the share of the curriculum that is over, float32 ``[L]``.
     """
 
     inputs: dict[str, Tensor]
@@ -38,6 +40,8 @@ class Batch:
     targets: Tensor | None
     labels: Tensor
     weights: Tensor
+    closeness: Tensor | None
+    progress: Tensor
 
     def listed(self, values: Tensor) -> Tensor:
         """Lay values of rows, ``[B, 1]``, out as lists, ``[L, K]``; masked places mean nothing."""
@@ -59,6 +63,8 @@ class Batch:
             targets=moved(self.targets),
             labels=self.labels.to(device),
             weights=self.weights.to(device),
+            closeness=moved(self.closeness),
+            progress=self.progress.to(device),
         )
 
 
@@ -102,6 +108,7 @@ class ListSource:
         index = torch.zeros(len(lists), longest, dtype=torch.int64)
         mask = torch.zeros(len(lists), longest, dtype=torch.bool)
         labels = torch.full((len(lists), longest), torch.nan)
+        closeness = torch.zeros(len(lists), longest) if self.settings.curriculum else None
         start = 0
         for place, one in enumerate(lists):
             size = len(one.documents)
@@ -109,13 +116,17 @@ class ListSource:
             mask[place, :size] = True
             if one.labels is not None:
                 labels[place, :size] = torch.tensor(one.labels)
+            if closeness is not None:
+                closeness[place, :size] = torch.tensor(one.closeness)
             start += size
         targets = None if self.targets is None else torch.from_numpy(self.targets(pairs).astype(np.float32))
         return Batch(
             inputs=inputs, index=index, mask=mask, pairs=pairs,
             targets=None if targets is None else targets[index].masked_fill(~mask, torch.nan),
             labels=labels,
-            weights=torch.tensor([one.weight for one in lists]),
+            weights=torch.ones(len(lists)),
+            closeness=closeness,
+            progress=torch.tensor([one.progress for one in lists]),
         )  # fmt: skip
 
 

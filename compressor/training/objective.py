@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 
+from compressor.algorithms.curriculum import curriculum_weights
 from compressor.algorithms.loss_options import LossOptions
 from compressor.algorithms.ranking_losses import RANKING_LOSSES
 from compressor.algorithms.representation_losses import (
@@ -146,13 +147,20 @@ class Objective:
     def __call__(self, module: Encoder, batch: Batch) -> dict[str, Tensor]:
         """Return each loss, weighted: a mean over lists for scores, over tokens for inner states.
 
+        A curriculum weighs the lists, by the teacher's scores where there are any, else by labels.
+
         Args:
             module: the student, in training.
             batch: lists of pairs, with teacher scores and labels where they are needed.
         """
         watched = self._watched
         teacher = watched.trace(batch) if watched else None
-        targets = batch.listed(teacher.logits.float()) if teacher and self._live else batch.targets
+        seen = batch.listed(teacher.logits.float()) if teacher else batch.targets
+        targets = seen if self._live else batch.targets
+        if batch.closeness is not None:
+            order = batch.labels if seen is None else seen
+            weights = curriculum_weights(order, batch.closeness, batch.mask, batch.progress)
+            batch = replace(batch, weights=weights)
         if not self._exits and not (watched and (watched.states or watched.relations)):
             return self._on_scores(batch.listed(module(**batch.inputs)), targets, batch)
         relations = watched.relations.layers.keys() if watched and watched.relations else ()

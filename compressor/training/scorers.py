@@ -18,6 +18,7 @@ import numpy as np
 
 from compressor import __version__
 from compressor.data.cache import cache_folder
+from compressor.data.embeddings import Embedder
 from compressor.data.ranking_data import Pair
 from compressor.data.teacher_scores import Scorer
 from compressor.errors import Fault, InputError
@@ -38,16 +39,47 @@ def open_scorer(ranker: Ranker, name: str) -> tuple[Scorer, str]:
         InputError: the teacher is quantized.
         RunError: its graph does not score as it does.
     """
-    import onnxruntime
-    import torch
+    refuse_quantized_teacher(ranker, name)
+    if _only_torch_has_the_gpu():
+        return torch_scorer(ranker, "cuda"), "torch, fp32, CUDA"
+    if providers := _gpu_providers():
+        return graph_scorer(ranker, providers), "exported graph, fp32, CUDA"
+    return graph_scorer(ranker), "exported graph, fp32"
+
+
+def open_embedder(ranker: Ranker, name: str) -> tuple[Embedder, str]:
+    """Return a function that embeds texts with a bi-encoder, and in words how it does; the same choice as for scores.
+
+    Raises:
+        InputError: the encoder is quantized.
+        RunError: its graph does not embed as it does.
+    """
+    from compressor.runtime.ranker import OnnxRanker
 
     refuse_quantized_teacher(ranker, name)
-    providers = [each for each in onnxruntime.get_available_providers() if each.startswith("CUDA")]
-    if torch.cuda.is_available() and not providers:
-        return torch_scorer(ranker, "cuda"), "torch, fp32, CUDA"
-    if providers:
-        return graph_scorer(ranker, [*providers, "CPUExecutionProvider"]), "exported graph, fp32, CUDA"
-    return graph_scorer(ranker), "exported graph, fp32"
+    if _only_torch_has_the_gpu():
+        return _torch_runner(ranker, "cuda"), "torch, fp32, CUDA"
+    providers = _gpu_providers()
+    runtime = OnnxRanker.load(graph_folder(ranker), providers=providers or None)
+
+    def embed(texts: Sequence[str], advance: Callable[[int], object]) -> np.ndarray:
+        return runtime.embed(texts, on_embedded=advance)
+
+    return embed, "exported graph, fp32" + (", CUDA" if providers else "")
+
+
+def _gpu_providers() -> list[str]:
+    """Return the providers of ONNX Runtime to use where it has a GPU; none where it has not."""
+    import onnxruntime
+
+    found = [each for each in onnxruntime.get_available_providers() if each.startswith("CUDA")]
+    return [*found, "CPUExecutionProvider"] if found else []
+
+
+def _only_torch_has_the_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available() and not _gpu_providers()
 
 
 def graph_scorer(ranker: Ranker, providers: Sequence[str] | None = None) -> Scorer:
@@ -100,6 +132,22 @@ def _write_graph(ranker: Ranker, folder: Path) -> None:
 
 def torch_scorer(ranker: Ranker, device: str) -> Scorer:
     """Score in torch in fp32 on a device; TF32 stays off, as torch has it by default."""
+    run = _torch_runner(ranker, device)
+
+    def score(pairs: Sequence[Pair], advance: Callable[[int], object]) -> np.ndarray:
+        if ranker.spec.output_name != "embedding":
+            return run(pairs, advance)[:, 0]
+        queries = run([query for query, _ in pairs], _ignore)
+        documents = run([document for _, document in pairs], advance)
+        return np.asarray((queries * documents).sum(axis=1))
+
+    return score
+
+
+def _torch_runner(
+    ranker: Ranker, device: str
+) -> Callable[[Sequence[Pair] | Sequence[str], Callable[[int], object]], np.ndarray]:
+    """Return a function from pairs to logits ``[n, 1]``, or from texts to a bi-encoder's vectors ``[n, width]``."""
     import torch
 
     from compressor.runtime.batching import padded, token_budget_batches
@@ -119,14 +167,7 @@ def torch_scorer(ranker: Ranker, device: str) -> Scorer:
                 advance(len(rows))
         return results
 
-    def score(pairs: Sequence[Pair], advance: Callable[[int], object]) -> np.ndarray:
-        if not is_bi_encoder:
-            return run(pairs, advance)[:, 0]
-        queries = run([query for query, _ in pairs], _ignore)
-        documents = run([document for _, document in pairs], advance)
-        return np.asarray((queries * documents).sum(axis=1))
-
-    return score
+    return run
 
 
 def refuse_quantized_teacher(ranker: Ranker, name: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -43,14 +43,16 @@ class StepPlan:
         return n_steps
 
     def after(self, done: int, n_steps: int) -> Iterator[list[TrainingList]]:
-        """Yield the lists of each step from ``done`` to ``n_steps``."""
+        """Yield the lists of each step from ``done`` to ``n_steps``, each told how much of a curriculum is over."""
+        span = self.settings.lists.curriculum_share * n_steps if self.settings.lists.curriculum else 0.0
         start, epoch = 0, 0
         while start < n_steps:
             steps = self._of(epoch)
             for place, numbers in enumerate(steps[: n_steps - start], start=start):
                 if place >= done:
                     lists = self.source.lists(epoch)
-                    yield [lists[number] for number in numbers]
+                    drawn = [lists[number] for number in numbers]
+                    yield [replace(one, progress=place / span) for one in drawn] if place < span else drawn
             start, epoch = start + len(steps), epoch + 1
 
     def _of(self, epoch: int) -> list[list[int]]:

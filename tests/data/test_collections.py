@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,51 @@ def test_trec_qrels_and_windows_line_ends_and_a_byte_order_mark(beir, tmp_path):
     corpus = (folder / "corpus.jsonl").read_text(encoding="utf-8")
     (folder / "corpus.jsonl").write_bytes(b"\xef\xbb\xbf" + corpus.replace("\n", "\r\n").encode())
     assert load("pets/test", tmp_path).qrels == {"q1": {"d1": 2, "d4": -1}}
+
+
+RUNS = ["bm25:2", "runs/first.trec"]
+
+
+def test_several_first_stages_are_kept_apart_and_taken_in_turn(beir, tmp_path):
+    beir(run="q1 Q0 d4 1 5.0 x\nq1 Q0 d3 2 4.0 x\nq1 Q0 d2 3 3.0 x\nq2 Q0 d2 1 5.0 x\n")
+    data = load({"collection": "pets", "split": "test", "candidates": RUNS}, tmp_path, depth=3)
+    assert data.runs == {
+        "bm25": {"q1": ["d1", "d3"], "q2": ["d2", "d3"]},
+        "first.trec": {"q1": ["d4", "d3", "d2"], "q2": ["d2"]},
+    }
+    assert data.candidates == {"q1": ["d1", "d4", "d3", "d2"], "q2": ["d2", "d3"]}
+    assert data.first_stage == "bm25, depth 2, in turn with first.trec, depth 3"
+    one = load({"collection": "pets", "split": "test"}, tmp_path)
+    assert one.runs == {"bm25": one.candidates}
+    assert one.fingerprint == replace(one, runs={}).fingerprint
+
+
+def test_the_query_itself_is_dropped_from_every_run(beir, tmp_path):
+    run = "d1 Q0 d1 1 5.0 x\nd1 Q0 d2 2 4.0 x\n"
+    beir(queries='{"_id": "d1", "text": "cats sleep"}\n', test="d1 0 d3 1\n", train=None, run=run)
+    reference = {"collection": "pets", "split": "test", "candidates": ["bm25:1", "runs/first.trec"]}
+    data = load(reference | {"drop_same_id": True}, tmp_path, depth=1)
+    assert data.runs == {"bm25": {"d1": ["d3"]}, "first.trec": {"d1": ["d2"]}}
+
+
+def test_without_judgments_several_runs_have_the_queries_that_all_know(beir, tmp_path):
+    folder = beir(test=None, train=None, run="q1 d1\nq2 d2\n")
+    (folder / "runs" / "second.trec").write_text("q2 d1\nq3 d2\n", encoding="utf-8")
+    data = load({"collection": "pets", "candidates": [*RUNS, "runs/second.trec"]}, tmp_path)
+    assert list(data.queries) == ["q2"]
+    (folder / "runs" / "second.trec").write_text("q3 d2\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"found no query that all of first\.trec, second\.trec know"):
+        load({"collection": "pets", "candidates": [*RUNS, "runs/second.trec"]}, tmp_path)
+
+
+def test_the_faults_of_all_runs_are_named_with_their_files(beir, tmp_path):
+    folder = beir(run="q1 Q0 d4 1 high x\n")
+    (folder / "runs" / "second.trec").write_text("q1 d1 d2 d3\n", encoding="utf-8")
+    with pytest.raises(InputError) as error:
+        load({"collection": "pets", "split": "test", "candidates": [*RUNS, "runs/second.trec"]}, tmp_path)
+    assert [Path(fault.source).name for fault in error.value.faults] == ["first.trec", "second.trec"]
+    with pytest.raises(InputError, match=r"absent\.trec; allowed: bm25, bm25:DEPTH or a TREC run file"):
+        load({"collection": "pets", "split": "test", "candidates": ["bm25", "absent.trec"]}, tmp_path)
 
 
 def test_the_depth_of_the_reference_goes_before_that_of_the_caller(beir, tmp_path):

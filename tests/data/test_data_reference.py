@@ -19,6 +19,13 @@ WRONG = [
     ({"collection": "a", "candidates": "bm25:many"}, "write bm25, bm25:DEPTH with a whole number from 1"),
     ({"collection": "a", "candidates": "bm25:0"}, "write bm25, bm25:DEPTH"),
     ({"collection": "a", "candidates": "scoreddocs"}, "'scoreddocs' is for ir_datasets"),
+    ({"collection": "a", "candidates": ["bm25", "scoreddocs"]}, "'scoreddocs' is for ir_datasets"),
+    ({"collection": "a", "candidates": []}, "at least 1 item"),
+    ({"collection": "a", "candidates": ["bm25", ""]}, "at least 1 character"),
+    ({"collection": "a", "candidates": ["bm25", "bm25:ten"]}, "or a TREC run file, not bm25:ten"),
+    ({"collection": "a", "candidates": ["bm25", "bm25:10"]}, "two first stages are called bm25"),
+    ({"collection": "a", "candidates": ["x/run.trec", "y/run.trec"]}, "two first stages are called run.trec"),
+    ({"collection": "a", "candidates": ["bm25", "runs/random"]}, "no run can be called random"),
     ({"collection": "a", "queries": 0}, "greater than or equal to 1"),
     ({"collection": "a", "splt": "test"}, "splt"),
     ({"collection": ""}, "at least 1 character"),
@@ -48,6 +55,7 @@ def test_resolving_twice_changes_nothing(beir, tmp_path):
     for value in (
         "pets/test",
         {"collection": "pets", "split": "test", "candidates": "runs/first.trec"},
+        {"collection": "pets", "split": "test", "candidates": ["bm25:7", "runs/first.trec"]},
         "api-docs/dev",
     ):
         once = resolved(value, tmp_path)
@@ -58,10 +66,18 @@ def test_resolving_twice_changes_nothing(beir, tmp_path):
 def test_a_run_is_looked_for_beside_the_recipe_and_then_in_the_collection(beir, tmp_path):
     folder = beir(run="q1 d1\n")
     reference = {"collection": "pets", "split": "test", "candidates": "runs/first.trec"}
-    assert resolved(reference, tmp_path).candidates == str(folder / "runs" / "first.trec")
+    assert resolved(reference, tmp_path).candidates == (str(folder / "runs" / "first.trec"),)
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "first.trec").write_text("q1 d2\n", encoding="utf-8")
-    assert resolved(reference, tmp_path).candidates == str(tmp_path / "runs" / "first.trec")
+    assert resolved(reference, tmp_path).candidates == (str(tmp_path / "runs" / "first.trec"),)
+
+
+def test_several_first_stages_have_names(beir, tmp_path):
+    beir(run="q1 d1\n")
+    several = resolved({"collection": "pets", "candidates": ["bm25:7", "runs/first.trec"]}, tmp_path)
+    assert [(stage.name, stage.depth) for stage in several.first_stages] == [("bm25", 7), ("first.trec", None)]
+    one, listed = (resolved({"collection": "pets", "candidates": value}, tmp_path) for value in ("bm25", ["bm25"]))
+    assert one == listed
 
 
 def test_an_ir_datasets_id_keeps_its_slashes(tmp_path):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from compressor.data.fault_list import FaultList
-from compressor.data.trec import read_qrels, read_run
+from compressor.data.trec import read_qrels, read_run, write_run
+from compressor.errors import InputError
 
 RUNS = {
     "the score decides, not the rank": ("q Q0 a 1 1.0 t\nq Q0 b 2 3.0 t\nq Q0 c 3 2e0 t\n", ["b", "c", "a"]),
@@ -44,3 +45,23 @@ def test_the_forms_of_qrels(tmp_path, text):
     faults = FaultList()
     assert [judgment[1:] for judgment in read_qrels(path, faults)] == [("q", "d", 2)]
     assert faults.count == 0
+
+
+def test_a_written_run_is_read_back_in_its_order(tmp_path):
+    path = tmp_path / "made" / "run.trec"
+    write_run(path, {"q2": [("b", 3.0), ("a", 3.0), ("c", 3.0), ("d", -1.5)], "q1": [("a", 0.25)]}, tag="it")
+    run = read_run(path, FaultList())
+    assert {query: [place.document for place in found] for query, found in run.items()} == {
+        "q2": ["b", "a", "c", "d"], "q1": ["a"],
+    }  # fmt: skip
+    rows = [line.split() for line in path.read_text().splitlines()]
+    assert rows[0] == ["q2", "Q0", "b", "1", "3.0", "it"]
+    scores = [float(row[4]) for row in rows[:4]]
+    assert scores == sorted(set(scores), reverse=True), "evaluators that break ties otherwise see none"
+
+
+@pytest.mark.parametrize(("query", "document"), [("a query", "d"), ("q", "a\tdocument"), ("q", "")])
+def test_ids_that_would_break_columns_are_refused(tmp_path, query, document):
+    with pytest.raises(InputError, match="allowed: ids without white space"):
+        write_run(tmp_path / "run.trec", {query: [(document, 1.0)]}, tag="it")
+    assert not (tmp_path / "run.trec").exists()

@@ -88,6 +88,19 @@ def test_a_bi_encoder_scores_by_the_dot_product(bi_encoder: OnnxRanker) -> None:
     np.testing.assert_allclose(bi_encoder.score(pairs), expected, atol=TOLERANCE)
 
 
+def test_vectors_are_those_behind_the_scores(
+    ranker: OnnxRanker, bi_encoder: OnnxRanker, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[int] = []
+    queries, documents = (bi_encoder.embed(side, on_embedded=told.append) for side in zip(*pairs, strict=True))
+    assert sum(told) == 2 * len(pairs)
+    np.testing.assert_allclose((queries * documents).sum(axis=1), bi_encoder.score(pairs), atol=TOLERANCE)
+    monkeypatch.setattr("compressor.runtime.ranker._CHUNK_PAIRS", 3)
+    np.testing.assert_allclose(bi_encoder.embed([query for query, _ in pairs]), queries, atol=TOLERANCE)
+    with pytest.raises(InputError, match="found a cross-encoder, which scores pairs and embeds nothing"):
+        ranker.embed(["text"])
+
+
 def test_threads_share_a_ranker(ranker: OnnxRanker, pairs: Pairs) -> None:
     expected = ranker.score(pairs).tolist()
     start = Barrier(8)
