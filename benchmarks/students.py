@@ -1,0 +1,245 @@
+"""Which students keep what of their teacher? Trains the variants of a study and measures their quality side by side.
+
+A study is a recipe with `variants` in place of `passes`: a name, and the passes of that student. Each is trained
+through the pipeline, exported in fp32 and scored on every test collection. Nothing is timed but training. Reported are,
+for each variant and collection, nDCG@10, its mean paired loss to the teacher in percent of the teacher's, with the
+one-sided 95 % bound (BCa bootstrap over queries), Kendall's tau to the teacher, and the mean loss over all collections
+but the first, whose bound resamples the queries of each. Curves of training, one plot per quantity, all variants in it.
+
+Killed? Start it again: stored stages, checkpoints and scores are used.
+
+    python benchmarks/students.py benchmarks/studies/objectives.yaml --out runs/objectives
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from compressor.bench.machine import describe_machine
+from compressor.bench.plot_curves import Curve, line_plot, standalone
+from compressor.bench.quality import evaluate
+from compressor.bench.rows import RowSpec
+from compressor.bench.scoring import score_data
+from compressor.bench.significance import resample_mean
+from compressor.console import say
+from compressor.data import RankingData
+from compressor.errors import Fault, InputError, RankpressError
+from compressor.export import export_folder
+from compressor.families import load_teacher
+from compressor.pipeline import run_passes
+from compressor.prepare import Prepared, prepare
+from compressor.ranker.ranker import Ranker
+from compressor.storage import write_json, write_whole
+
+MEASURE = "nDCG@10"
+TEACHER = "teacher"
+LEVEL = 0.05
+PLOTTED = {"dev/": "high", "loss": None}  # prefix of a curve's name → which end of a dev curve is best
+Scored = Mapping[str, Mapping[str, np.ndarray]]  # collection → query → scores
+
+
+def main() -> int:
+    """Run a study and write its tables and plots."""
+    arguments = _arguments()
+    torch.set_num_threads(arguments.threads)
+    try:
+        study = _study(arguments.study)
+        prepared = {name: _prepared(arguments.study, study, name, arguments.out) for name in study["variants"]}
+        result = run(arguments.study.stem, prepared, arguments.out, arguments.threads)
+    except RankpressError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    write_json(arguments.out / f"{arguments.study.stem}.json", result)
+    text = report(result)
+    write_whole(arguments.out / f"{arguments.study.stem}.md", text)
+    for name, svg in plots(result).items():
+        write_whole(arguments.out / f"{arguments.study.stem}_{name}.svg", svg)
+    print(text)
+    return 0
+
+
+def run(name: str, prepared: Mapping[str, Prepared], out: Path, threads: int) -> dict[str, Any]:
+    """Train, export and score every variant."""
+    first = next(iter(prepared.values()))
+    tests, settings = first.desk.tests, first.recipe.bench
+
+    def teacher() -> Ranker:
+        return load_teacher(first.recipe.teacher, first.path.parent)
+
+    def scored(row: str, ranker: Ranker) -> Scored:
+        folder = out / _slug(row) / "model"
+        export_folder(ranker, folder, manifest={"name": row}, calibration_pairs=(), int8_companion=False)
+        return score_data(
+            RowSpec(name=row, folder=folder), tests, settings, threads=threads, cache=out / _slug(row) / "scores"
+        )
+
+    reference = scored(TEACHER, teacher())
+    rows: dict[str, Any] = {TEACHER: {"quality": _quality(tests, reference, reference)}}
+    for variant, one in prepared.items():
+        say(f"--- {variant}")
+        ranker = run_passes(one.stages, teacher, one.desk.load, one.recipe.seed, say)
+        records = ranker.history[len(ranker.history) - len(one.stages) :]
+        rows[variant] = {
+            "passes": [{record.verb: record.settings} for record in records],
+            "trainings": [
+                {**{key: record.notes[key] for key in ("pairs", "pairs_per_s", "best_dev") if key in record.notes},
+                 "seconds": record.seconds, "curves": record.series}
+                for record in records if record.series
+            ],
+            "quality": _quality(tests, scored(variant, ranker), reference),
+        }  # fmt: skip
+    return {
+        "schema": 1,
+        "study": name,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": describe_machine().model_dump(mode="json"),
+        "threads": threads,
+        "seed": first.recipe.seed,
+        "data": {need: {"name": data.name, "pairs": len(data.pairs()), "fingerprint": data.fingerprint}
+                 for need, data in first.desk.seen.items()},
+        "tests": {data.name: {"queries": len(data.queries), "first_stage": data.first_stage,
+                              "fingerprint": data.fingerprint} for data in tests},
+        "rows": rows,
+    }  # fmt: skip
+
+
+def _quality(tests: Sequence[RankingData], scores: Scored, reference: Scored) -> dict[str, Any]:
+    """Return by collection the mean, the paired loss in percent of the teacher's mean and its upper bound, and tau."""
+    from scipy.stats import kendalltau
+
+    found: dict[str, Any] = {}
+    resampled = []
+    for data in tests:
+        own, theirs = (evaluate(data, each[data.name], [MEASURE]).per_query[MEASURE] for each in (scores, reference))
+        percent = 100 / float(theirs.mean())
+        sample = resample_mean((theirs - own) * percent)
+        resampled.append(np.random.default_rng(0).permutation(sample.resampled))
+        taus = [
+            kendalltau(scores[data.name][query], values).statistic
+            for query, values in reference[data.name].items() if len(values) > 1
+        ]  # fmt: skip
+        found[data.name] = {
+            "mean": float(own.mean()), "loss_percent": sample.mean, "loss_percent_at_most": sample.upper(LEVEL),
+            "kendall_tau": float(np.mean(np.nan_to_num(taus))),
+        }  # fmt: skip
+    if len(tests) > 2:
+        others = [found[data.name]["loss_percent"] for data in tests[1:]]
+        bound = np.quantile(np.mean(resampled[1:], axis=0), 1 - LEVEL)
+        found["mean of the others"] = {"loss_percent": float(np.mean(others)), "loss_percent_at_most": float(bound)}
+    return found
+
+
+def report(result: Mapping[str, Any]) -> str:
+    """Return the result as Markdown."""
+    machine, versions = result["machine"], result["machine"]["versions"]
+    train = result["data"].get("train", {"name": "none", "pairs": 0})
+    tests = ", ".join(
+        f"{name} ({one['queries']} queries, {one['first_stage']})" for name, one in result["tests"].items()
+    )
+    lines = [
+        f"# Students: {result['study']}", "",
+        f"{machine['cpu']}, {result['threads']} threads, torch {versions['torch']}, seed {result['seed']}. "
+        f"Trained on {train['name']} ({train['pairs']:,} candidate pairs). Tested on {tests}; fp32 graphs.", "",
+        f"Loss: mean paired loss of {MEASURE} in percent of the teacher's mean, and its one-sided 95 % bound.", "",
+        "| student | pairs seen | training | " + " | ".join(
+            f"{name}: {MEASURE}, loss % (at most), τ" for name in result["tests"]) + " | mean loss % of the others |",
+        "| --- | --- | --- |" + " --- |" * (len(result["tests"]) + 1),
+    ]  # fmt: skip
+    for name, row in result["rows"].items():
+        trainings = row.get("trainings", [])
+        pairs = f"{sum(one.get('pairs', 0) for one in trainings):,}" if trainings else ""
+        minutes = f"{sum(one['seconds'] for one in trainings) / 60:.1f} min" if trainings else ""
+        cells = [_cell(row["quality"][test], is_teacher=name == TEACHER) for test in result["tests"]]
+        cells.append(_cell(row["quality"].get("mean of the others", {}), is_teacher=name == TEACHER))
+        lines.append(f"| {name} | {pairs} | {minutes} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(quality: Mapping[str, float], *, is_teacher: bool) -> str:
+    if not quality:
+        return ""
+    mean = f"{quality['mean']:.4f}" if "mean" in quality else ""
+    if is_teacher:
+        return mean
+    loss = f"{quality['loss_percent']:.1f} ({quality['loss_percent_at_most']:.1f})"
+    tau = f"{quality['kendall_tau']:.2f}" if "kendall_tau" in quality else ""
+    return ", ".join(part for part in (mean, loss, tau) if part)
+
+
+def plots(result: Mapping[str, Any]) -> dict[str, str]:
+    """Return an SVG for each quantity that trainings recorded, with a curve for each variant.
+
+    The trainings of one variant follow one another on the axis of pairs seen.
+    """
+    curves: dict[str, list[Curve]] = {}
+    for variant, row in result["rows"].items():
+        seen = 0.0
+        points: dict[str, list[tuple[float, float]]] = {}
+        for training in row.get("trainings", []):
+            for name, series in training["curves"].items():
+                points.setdefault(name, []).extend((seen + x, y) for x, y in series)
+            seen += training.get("pairs", 0)
+        for name, found in points.items():
+            curves.setdefault(name, []).append(Curve(name=variant, points=found))
+    drawn = {}
+    for name, group in curves.items():
+        prefix = next((each for each in PLOTTED if name.startswith(each)), None)
+        if prefix is None:
+            continue
+        y_name = name.removeprefix("dev/").replace("/", ": ")
+        svg = line_plot(group, title=f"{result['study']}: {y_name}", y_name=y_name, log_y=prefix == "loss")
+        if svg:
+            drawn[name.replace("/", "_").replace("@", "_")] = standalone(svg)
+    return drawn
+
+
+def _study(path: Path) -> dict[str, Any]:
+    try:
+        study = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise InputError(Fault(source=path, found=f"no study ({error})", allowed="a recipe with variants")) from None
+    if not isinstance(study, dict) or not isinstance(study.get("variants"), dict) or not study["variants"]:
+        raise InputError(Fault(source=path, where="variants", found="none", allowed="lists of passes by name"))
+    return study
+
+
+def _prepared(path: Path, study: Mapping[str, Any], name: str, out: Path) -> Prepared:
+    """Write one variant as a recipe of its own, and check it.
+
+    It lies in the study's folder, whose relative paths it has, for as long as it is read.
+    """
+    recipe = {key: value for key, value in study.items() if key != "variants"}
+    own = path.with_name(f".{path.stem}-{_slug(name)}.yaml")
+    write_whole(own, yaml.safe_dump({**recipe, "passes": study["variants"][name]}, sort_keys=False))
+    try:
+        return prepare(own, out / _slug(name), ())
+    finally:
+        own.unlink(missing_ok=True)
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"\W+", "_", name)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("study", type=Path)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    arguments.out = arguments.out or Path("runs") / arguments.study.stem
+    return arguments
+
+
+if __name__ == "__main__":
+    sys.exit(main())
