@@ -33,6 +33,7 @@ class Distill(TrainingPass):
     differ, a projection is learned along and thrown away. ``{}`` for none.
     ``labels``: losses on judgments, mixed in where the data has them: ``{softmax_labels: 0.2}``.
     ``teachers``: whose scores count; by default the recipe's own. Several are averaged.
+    ``standardize``: bring every teacher to the mean and spread of the first, since their logits have different scales.
     ``teacher_scores``: ``stored``, scored once by the exported teacher in fp32 and kept for other runs; ``live``, out
     of the very pass that gives the states, in the precision of training; ``auto``: live where that pass is made anyway
     and its teacher is the only one.
@@ -45,6 +46,7 @@ class Distill(TrainingPass):
     representations: Representations = Representations.model_validate({"hidden": 1.0})
     labels: LabelLosses = LabelLosses()
     teachers: tuple[Teacher, ...] = Field(default=(RankerTeacher(),), min_length=1)
+    standardize: bool = False
     teacher_scores: Literal["auto", "stored", "live"] = "auto"
     data: Literal["train", "in_domain"] = "train"
 
@@ -70,6 +72,9 @@ class Distill(TrainingPass):
                 allowed="stored, or auto",
                 setting="teacher_scores",
             )
+        if self.standardize and len(self.teachers) == 1:
+            fix = "name another teacher, or take standardize away"
+            raise PlanError("one teacher alone, whose scale is its own", fix=fix, setting="standardize")
         self._refuse_margins()
         self._refuse_layers_beyond(len(spec.layers))
         return spec
@@ -82,7 +87,7 @@ class Distill(TrainingPass):
             raise self.fault("labels", f"losses on labels, and no judgments in {data.name}", fix="take labels away")
         objective = self._objective(ranker, supply)
         stored = self.teachers if self.losses and not self._is_live else ()
-        return self.train(ranker, supply, data, objective, teachers=stored)
+        return self.train(ranker, supply, data, objective, teachers=stored, standardize=self.standardize)
 
     @property
     def reads_along(self) -> str:

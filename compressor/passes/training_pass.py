@@ -94,6 +94,7 @@ class TrainingPass(TrainingSettings, Pass):
         data: RankingData,
         objective: Objective,
         teachers: Sequence[Teacher] = (),
+        standardize: bool = False,
         by_positive: bool = False,
     ) -> Ranker:
         """Return the ranker, trained; curves and figures go to the supply.
@@ -104,6 +105,7 @@ class TrainingPass(TrainingSettings, Pass):
             data: what it trains on.
             objective: the loss.
             teachers: whose stored scores the lists bring along.
+            standardize: whether they are brought to one scale.
             by_positive: whether lists are made around relevant documents.
         """
         from compressor.training.batches import ListSource
@@ -114,7 +116,7 @@ class TrainingPass(TrainingSettings, Pass):
             data=data, tokenizer=ranker.tokenizer, settings=self.lists, seed=supply.seed, by_positive=by_positive
         )
         if teachers:
-            self._ask(teachers, source, supply)
+            self._ask(teachers, standardize, source, supply)
         module = ranker.trainable()
         module.embeddings.requires_grad_(not self.freeze_embeddings)
         result = train(
@@ -132,7 +134,7 @@ class TrainingPass(TrainingSettings, Pass):
         _report(result, supply)
         return ranker.changed(weights=result.weights)
 
-    def _ask(self, teachers: Sequence[Teacher], source: ListSource, supply: Supply) -> None:
+    def _ask(self, teachers: Sequence[Teacher], standardize: bool, source: ListSource, supply: Supply) -> None:
         """Have the teachers score what training will see, and nothing else."""
         from compressor.training.labelling import teacher_scores
         from compressor.training.steps import StepPlan
@@ -144,7 +146,7 @@ class TrainingPass(TrainingSettings, Pass):
             for one in lists
             for document in one.documents
         )
-        scores = teacher_scores(teachers, source.data, list(drawn), own=supply.teacher)
+        scores = teacher_scores(teachers, source.data, list(drawn), own=supply.teacher, standardize=standardize)
         supply.note("teachers", scores.notes)
         self.refuse_unknown_offsets(scores.offsets_known)
         source.targets = scores.of

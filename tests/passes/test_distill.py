@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from compressor.algorithms.loss_options import LOSS_OPTIONS
-from compressor.passes import Promise
+from compressor.passes import PlanError, Promise
 from compressor.passes.distill import Distill
 from compressor.ranker.spec import LinearSpec, NormSpec, TableSpec
 from tests import tiny
@@ -107,6 +107,22 @@ def test_live_scores_are_the_stored_ones(student, teacher, data):
     ]
     pairs = data.texts(data.pairs())
     np.testing.assert_allclose(both[0].score(pairs), both[1].score(pairs), atol=2e-2)  # Adam widens fp32 rounding
+
+
+def test_teachers_of_other_scales_are_brought_to_the_first_ones(student, teacher, data, tmp_path):
+    pairs = data.pairs()
+    scores = teacher.score(data.texts(pairs))
+    lines = [f"{q} Q0 {d} 1 {100 * score + 7:.6f} other\n" for (q, d), score in zip(pairs, scores, strict=True)]
+    (tmp_path / "other.trec").write_text("".join(lines))
+    other = {"scores": str(tmp_path / "other.trec")}
+    once = {"losses": {"mse": 1}, "representations": {}, "epochs": 0.25}
+    alone = curves_of(student, teacher, data, **once, teacher_scores="stored")["loss"][0][1]
+    together = curves_of(student, teacher, data, **once, teachers=["self", other], standardize=True)["loss"][0][1]
+    assert together == pytest.approx(alone, rel=1e-3)
+    plain = curves_of(student, teacher, data, **once, teachers=["self", other])["loss"][0][1]
+    assert plain > 10 * alone
+    with pytest.raises(PlanError, match="one teacher alone"):
+        Distill(standardize=True).plan(student.spec)
 
 
 def test_live_scores_work_without_states(student, teacher, data):
