@@ -63,9 +63,9 @@ def test_the_shape_is_that_of_the_original(teacher):
 
 @pytest.mark.packaged
 def test_the_order_is_that_of_the_int8_file(teacher, packaged_teacher):
-    import onnxruntime
+    from compressor.runtime.session import open_session
 
-    session = onnxruntime.InferenceSession(packaged_teacher / "model.onnx", providers=["CPUExecutionProvider"])
+    session = open_session(packaged_teacher / "model.onnx")
     encoded = teacher.tokenizer.encode_pairs(PAIRS)
     int8 = []
     for ids, types in zip(encoded.input_ids, encoded.type_ids, strict=True):
