@@ -133,7 +133,7 @@ def packaged_name(reference: str) -> str:
     name = TEACHER if reference == PACKAGED else reference.removeprefix(_PREFIX)
     if name not in CARRIED:
         allowed = ", ".join([PACKAGED, *(f"{_PREFIX}{known}" for known in CARRIED)])
-        fix = suggest(name, CARRIED)
+        fix = suggest(name, CARRIED).replace("'", f"'{_PREFIX}", 1)  # the whole of what is to be written
         raise InputError(Fault(source="teacher", found=f"the unknown model {reference!r}", allowed=allowed, fix=fix))
     return name
 
