@@ -224,9 +224,8 @@ def test_a_missing_carrier_names_its_extra(monkeypatch, tmp_path):
 
 
 def test_an_unknown_packaged_name_is_told_what_there_is():
-    with pytest.raises(
-        InputError, match=r"'packaged:all-MiniLM-L6'; allowed: packaged, packaged:ms-marco.*did you mean 'packaged:all-MiniLM-L6-v2'"
-    ):
+    expected = r"'packaged:all-MiniLM-L6'.*packaged:ms-marco.*did you mean 'packaged:all-MiniLM-L6-v2'"
+    with pytest.raises(InputError, match=expected):
         peek_teacher("packaged:all-MiniLM-L6", Path())
     names = {packaged.packaged_name(reference) for reference in ("packaged", f"packaged:{packaged.TEACHER}")}
     assert names == {packaged.TEACHER}
