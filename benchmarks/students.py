@@ -37,7 +37,7 @@ from compressor.errors import Fault, InputError, RankpressError
 from compressor.export import export_folder
 from compressor.families import load_teacher
 from compressor.pipeline import run_passes
-from compressor.prepare import Prepared, prepare
+from compressor.prepare import RESOLVED, Prepared, prepare
 from compressor.ranker.ranker import Ranker
 from compressor.storage import write_json, write_whole
 
@@ -87,6 +87,7 @@ def run(name: str, prepared: Mapping[str, Prepared], out: Path, threads: int) ->
     rows: dict[str, Any] = {TEACHER: {"quality": _quality(tests, reference, reference)}}
     for variant, one in prepared.items():
         say(f"--- {variant}")
+        write_whole(one.out / RESOLVED, one.recipe.dump_yaml())  # marks the folder as ours, for the next start
         ranker = run_passes(one.stages, teacher, one.desk.load, one.recipe.seed, say)
         records = ranker.history[len(ranker.history) - len(one.stages) :]
         rows[variant] = {
