@@ -20,9 +20,7 @@ _LEAST_VARIANCE = 1e-3
 _CACHED_PRODUCTS = 2**18
 
 
-def hidden_mse(
-    student: Tensor, teacher: Tensor, project: Tensor | None = None, weights: Tensor | None = None
-) -> Tensor:
+def hidden_mse(student: Tensor, teacher: Tensor, weights: Tensor | None = None) -> Tensor:
     """Return the share of the teacher's variance that the student misses: 0 when equal, 1 for a constant mean state.
 
     So layers weigh alike, however large their states. The variance is that of each channel over the tokens given:
@@ -30,29 +28,26 @@ def hidden_mse(
     loss on state 0 (TinyBERT, arXiv 1909.10351).
 
     Args:
-        student: packed states ``[T, width]``.
-        teacher: packed states ``[T, teacher width]``, no gradient.
-        project: ``[teacher width, width]``, needed where widths differ.
+        student: packed states ``[T, width]``, projected where the teacher's are of another width.
+        teacher: packed states ``[T, width]``, no gradient.
         weights: each token's weight, ``[T]``; default: all alike.
 
     Raises:
         ValueError: the shapes do not fit.
     """
-    student, teacher = _matched(student, teacher, project)
+    student, teacher = _matched(student, teacher)
     share = _shares(teacher, weights)
     variance = (share * (teacher - (share * teacher).sum(dim=0)).square()).sum()
     floor = _LEAST_VARIANCE * (share * teacher.square()).sum() + torch.finfo(teacher.dtype).tiny
     return (share * (student - teacher).square()).sum() / torch.maximum(variance, floor)
 
 
-def hidden_cosine(
-    student: Tensor, teacher: Tensor, project: Tensor | None = None, weights: Tensor | None = None
-) -> Tensor:
+def hidden_cosine(student: Tensor, teacher: Tensor, weights: Tensor | None = None) -> Tensor:
     """Return the mean of 1 less the cosine of each token's states (DistilBERT, arXiv 1910.01108).
 
     Arguments as in `hidden_mse`.
     """
-    student, teacher = _matched(student, teacher, project)
+    student, teacher = _matched(student, teacher)
     return (_shares(teacher, weights)[:, 0] * (1 - F.cosine_similarity(student, teacher, dim=1))).sum()
 
 
@@ -176,9 +171,7 @@ def _heads(values: Tensor, layout: TokenLayout, heads: int) -> Tensor:
     return padded.view(*layout.mask.shape, heads, -1).transpose(1, 2)
 
 
-def _matched(student: Tensor, teacher: Tensor, project: Tensor | None) -> tuple[Tensor, Tensor]:
-    if project is not None:
-        student = F.linear(student, project.to(student.dtype))
+def _matched(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     if student.shape != teacher.shape:
         raise ValueError(
             f"student {list(student.shape)}, teacher {list(teacher.shape)}; states of other widths need a projection"

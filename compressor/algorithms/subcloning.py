@@ -66,7 +66,7 @@ def sliced(spec: RankerSpec, weights: Mapping[str, Tensor], kept: Kept) -> dict[
         weights: canonical weights.
         kept: indices; their order is the new order.
     """
-    axes = dict(_axes(spec, kept))
+    axes = dict(axes_of(spec, kept))
     return {name: _sliced(name, tensor, *axes[name.rpartition(".")[0]]) for name, tensor in weights.items()}
 
 
@@ -79,7 +79,7 @@ def _sliced(name: str, tensor: Tensor, outputs: Tensor | None, inputs: Tensor | 
     return tensor
 
 
-def _axes(spec: RankerSpec, kept: Kept) -> Iterator[tuple[str, Axes]]:
+def axes_of(spec: RankerSpec, kept: Kept) -> Iterator[tuple[str, Axes]]:
     """Yield what stays of each module's outputs and inputs (of a table: none of its rows go, columns are inputs)."""
     stream = kept.residual
     embedded = None if spec.embeddings.project else stream

@@ -37,7 +37,9 @@ class Subclone(Pass):
     layer that stays. ``layers``: a list of indices, ``every_other``, or how many: those whose absence changes scores
     most. What is not given stays as it is; heads keep their width.
     ``n_pairs``: calibration pairs on which activity, and layers, are measured.
-    ``weights``: ``subcloned``, or ``random``: the same shape with nothing inherited.
+    ``weights``: ``subcloned``, cut out as they are; ``folded``, with predictions of what is left out folded into them
+    and norms fitted, and the parts that stay chosen by how well they predict the others; ``random``: the same shape
+    with nothing inherited.
 
     The result is a start for `distill`, not a ranker. Literature: "Weight subcloning" (arXiv 2312.09299).
     """
@@ -47,10 +49,10 @@ class Subclone(Pass):
     ffn_width: Counts | None = None
     layers: PositiveInt | LayerChoice | None = None
     n_pairs: PositiveInt = 256
-    weights: Literal["subcloned", "random"] = "subcloned"
+    weights: Literal["subcloned", "folded", "random"] = "folded"
 
     def needs(self) -> frozenset[Need]:
-        is_narrower = any((self.width, self.heads, self.ffn_width)) and self.weights == "subcloned"
+        is_narrower = any((self.width, self.heads, self.ffn_width)) and self.weights != "random"
         return frozenset({"calibration"} if is_narrower or isinstance(self.layers, int) else ())
 
     def plan(self, spec: RankerSpec) -> RankerSpec:
@@ -108,9 +110,15 @@ class Subclone(Pass):
     ) -> dict[str, Tensor]:
         from compressor.algorithms.activation_statistics import measure_activations
         from compressor.algorithms.calibration import calibration_batches
+        from compressor.algorithms.folding import fitted_norms, folded, measure_inputs, most_predictive, of_layers
         from compressor.algorithms.subcloning import kept_of_layers, most_active, sliced
 
         batches = calibration_batches(ranker, supply.pairs("calibration", self.n_pairs))
+        if self.weights == "folded":
+            inputs = of_layers(measure_inputs(ranker.module, batches), layers)
+            kept = most_predictive(inputs, cut.weights, cut.spec, small)
+            norms = fitted_norms(ranker.module, batches, cut.spec, kept, layers)
+            return folded(cut.spec, cut.weights, kept, inputs) | norms
         statistics = measure_activations(ranker.module, batches)
         kept = most_active(kept_of_layers(statistics, layers), cut.spec, small)
         return sliced(cut.spec, cut.weights, kept)

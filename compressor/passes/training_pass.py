@@ -129,6 +129,7 @@ class TrainingPass(TrainingSettings, Pass):
             evaluate=self._evaluation(ranker, supply),
             after_step=supply.restore,
             extra=objective.projections,
+            prepare=objective.prepare,
             key=sha256_json([self.verb, self.model_dump(mode="json"), dict(self.fingerprints()), ranker.fingerprint]),
         )
         _report(result, supply)

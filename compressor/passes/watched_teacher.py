@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from compressor.passes.distill import Distill
     from compressor.ranker.encoder import Encoder
     from compressor.ranker.ranker import Ranker
-    from compressor.training.objective import RelationMatch, StateMatch, Watched
+    from compressor.training.matches import RelationMatch, StateMatch
+    from compressor.training.objective import Watched
 
 
 READS_ALONG_FIX = "set representations: {} and teacher_scores: stored: scores can be learned from any teacher"
@@ -43,7 +44,8 @@ def watch(step: Distill, ranker: Ranker, supply: Supply) -> Watched:
     Raises:
         InputError: the teacher reads other tokens than the ranker, or lacks layers that the settings name.
     """
-    from compressor.training.objective import Projections, Watched
+    from compressor.training.objective import Watched
+    from compressor.training.projections import Projections
 
     teacher = supply.teacher()
     same_tokens = ranker.tokenizer.fingerprint == teacher.tokenizer.fingerprint
@@ -71,7 +73,7 @@ def _frozen(teacher: Ranker, step: Distill) -> Encoder:
 
 
 def _states(step: Distill, ranker: Ranker, teacher: Ranker) -> list[StateMatch]:
-    from compressor.training.objective import StateMatch
+    from compressor.training.matches import StateMatch
 
     matches = []
     if embeddings := step.representations.embeddings:
@@ -85,7 +87,7 @@ def _states(step: Distill, ranker: Ranker, teacher: Ranker) -> list[StateMatch]:
 
 
 def _relations(step: Distill, ranker: Ranker, teacher: Ranker) -> RelationMatch | None:
-    from compressor.training.objective import RelationMatch
+    from compressor.training.matches import RelationMatch
 
     relations = step.representations.relations
     if relations is None:

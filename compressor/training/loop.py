@@ -34,6 +34,9 @@ from compressor.training.settings import TrainingSettings
 from compressor.training.steps import StepPlan, micro_batches
 
 Loss = Callable[[Encoder, Batch], Mapping[str, Tensor]]
+Prepare = Callable[[Encoder, Iterator[Batch]], None]
+
+_PREPARED_ON_PAIRS = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +70,7 @@ def train(
     evaluate: Callable[[Encoder], float] | None = None,
     after_step: Callable[[Encoder], None] | None = None,
     extra: nn.Module | None = None,
+    prepare: Prepare | None = None,
     key: str = "",
 ) -> TrainingResult:
     """Train a module in place and return its weights.
@@ -84,12 +88,13 @@ def train(
         evaluate: measures the module on dev data, higher is better; called every ``settings.evaluate_every`` steps.
         after_step: called with the module after each step, to make promises true again.
         extra: parameters that are trained along and thrown away.
+        prepare: called before the first step with the module and some of the first batches, to set ``extra``.
         key: hash of what else the loss depends on: checkpoints under another key are not used.
 
     Raises:
         RunError: a loss is NaN or infinite; names the step and the part.
     """
-    return _Run(module, source, loss, settings, scratch, seed, evaluate, after_step, extra, key).result()
+    return _Run(module, source, loss, settings, scratch, seed, evaluate, after_step, extra, prepare, key).result()
 
 
 @dataclass
@@ -103,6 +108,7 @@ class _Run:
     evaluate: Callable[[Encoder], float] | None
     after_step: Callable[[Encoder], None] | None
     extra: nn.Module | None
+    prepare: Prepare | None
     loss_key: str
     step: int = 0
     pairs: int = 0
@@ -132,7 +138,8 @@ class _Run:
 
     def result(self) -> TrainingResult:
         torch.manual_seed(self.seed)
-        self._resume()
+        if not self._resume() and self.prepare and self.n_steps:
+            self.prepare(self.module, self._first_batches())
         speed, saved_at = Speed(), time.monotonic()
         with live_line(self.n_steps, self.step, is_shown=self.state.is_main_process) as show:
             for lists in self.steps.after(self.step, self.n_steps):
@@ -195,6 +202,10 @@ class _Run:
         curves = {"loss": loss, **{f"loss/{name}": value for name, value in parts.items()}, "learning_rate": rate}
         self.book.record(self.pairs, curves)
         return loss, n_pairs
+
+    def _first_batches(self) -> Iterator[Batch]:
+        for lists in self.steps.first(_PREPARED_ON_PAIRS):
+            yield from self._batches(lists)
 
     def _batches(self, lists: list[TrainingList]) -> Iterator[Batch]:
         if not lists:
@@ -259,10 +270,10 @@ class _Run:
             save_checkpoint(self.scratch, Checkpoint(key=self.key, step=self.step, tensors=tensors, values=values))
         self.state.wait_for_everyone()
 
-    def _resume(self) -> None:
+    def _resume(self) -> bool:
         found = load_checkpoint(self.scratch, self.key)
         if found is None:
-            return
+            return False
         tensors, values = found.tensors, found.values
 
         def part(prefix: str) -> dict[str, Tensor]:
@@ -285,3 +296,4 @@ class _Run:
         self.book.restore(values["curves"])
         if values["stopped_early"]:
             self.stopped_early, self.n_steps = True, self.step
+        return True

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from compressor.algorithms.curriculum import curriculum_weights
 from compressor.algorithms.loss_options import LossOptions
@@ -19,74 +19,15 @@ from compressor.algorithms.representation_losses import (
     qkv_relation_kl,
 )
 from compressor.algorithms.teacher_losses import listwise_kl
+from compressor.training.matches import RelationMatch, StateMatch, same_tokens
 
 if TYPE_CHECKING:
     from compressor.ranker.encoder import Encoder
     from compressor.ranker.trace import Trace
     from compressor.training.batches import Batch
+    from compressor.training.projections import Projections
 
 ScoreTerm = tuple[str, LossOptions]  # a loss of `RANKING_LOSSES` and its options
-
-
-@dataclass(frozen=True, kw_only=True)
-class StateMatch:
-    """Hidden states to match, the loss's mean over them.
-
-    Attributes:
-        name: what it is called in curves.
-        weight: its factor.
-        states: student state to teacher state; 0 is the embeddings, i + 1 what comes out of layer i.
-        measure: squared error, or the direction alone.
-    """
-
-    name: str
-    weight: float
-    states: Mapping[int, int]
-    measure: Literal["mse", "cosine"] = "mse"
-
-
-@dataclass(frozen=True, kw_only=True)
-class RelationMatch:
-    """Relations between tokens to match, the loss's mean over layers.
-
-    Attributes:
-        weight: its factor.
-        layers: student layer to teacher layer.
-        kind: queries, keys and values each with themselves, or queries with keys.
-        heads: relation heads of both.
-    """
-
-    weight: float
-    layers: Mapping[int, int]
-    kind: Literal["qkv", "attention"]
-    heads: int
-
-
-class Projections(nn.Module):
-    """Learned maps from the student's width to its teacher's, one for each matched state; thrown away after training.
-
-    Args:
-        matches: what is matched.
-        width: the student's.
-        teacher_width: the teacher's; where it is the same, there are no maps.
-        seed: for their start, which is orthogonal.
-    """
-
-    def __init__(self, matches: Sequence[StateMatch], width: int, teacher_width: int, seed: int) -> None:
-        super().__init__()
-        self.maps = nn.ParameterDict()
-        if width == teacher_width:
-            return
-        generator = torch.Generator().manual_seed(seed)
-        for match in matches:
-            for state in match.states:
-                start = nn.init.orthogonal_(torch.empty(teacher_width, width), generator=generator)
-                self.maps[f"{match.name}_{state}"] = nn.Parameter(start)
-
-    def of(self, match: StateMatch, state: int) -> Tensor | None:
-        """Return the map ``[teacher width, width]`` of a matched state; None where the widths are equal."""
-        name = f"{match.name}_{state}"
-        return self.maps.get(name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +85,11 @@ class Objective:
         """What is trained along with the student and thrown away."""
         return self._watched.projections if self._watched else None
 
+    def prepare(self, module: Encoder, batches: Iterator[Batch]) -> None:
+        """Fit projections to a student that is about to be trained, on some of its first batches."""
+        if self._watched and self._watched.projections:
+            self._watched.projections.fit(module, self._watched.trace, batches)
+
     def __call__(self, module: Encoder, batch: Batch) -> dict[str, Tensor]:
         """Return each loss, weighted: a mean over lists for scores, over tokens for inner states.
 
@@ -198,8 +144,10 @@ def _on_states(watched: Watched, student: Trace, teacher: Trace) -> dict[str, Te
         measure = hidden_mse if match.measure == "mse" else hidden_cosine
         each = []
         for own, theirs in match.states.items():
-            project = watched.projections.of(match, own) if watched.projections else None
-            each.append(measure(*_same_tokens(student, own, teacher, theirs), project))
+            left, right = same_tokens(student, own, teacher, theirs)
+            if watched.projections:
+                left = watched.projections.project(left, match, own)
+            each.append(measure(left, right))
         losses[match.name] = match.weight * torch.stack(each).mean()
     if relations := watched.relations:
         divergence = qkv_relation_kl if relations.kind == "qkv" else attention_kl
@@ -209,15 +157,6 @@ def _on_states(watched: Watched, student: Trace, teacher: Trace) -> dict[str, Te
         ]
         losses["relations"] = relations.weight * torch.stack(each).mean()
     return losses
-
-
-def _same_tokens(student: Trace, own: int, teacher: Trace, theirs: int) -> tuple[Tensor, Tensor]:
-    """Return a state of each, of first tokens alone where one of the two was computed for no others."""
-    left, right = student.states[own], teacher.states[theirs]
-    if len(left) == len(right):
-        return left, right
-    first = student.layout.first
-    return (left, right[first]) if len(left) == len(first) else (left[first], right)
 
 
 def _mean(losses: Tensor, batch: Batch) -> Tensor:

@@ -55,6 +55,14 @@ class StepPlan:
                     yield [replace(one, progress=place / span) for one in drawn] if place < span else drawn
             start, epoch = start + len(steps), epoch + 1
 
+    def first(self, n_pairs: int) -> Iterator[list[TrainingList]]:
+        """Yield the lists of the first steps that have so many pairs together."""
+        for lists in self.after(0, self.count()):
+            yield lists
+            n_pairs -= sum(len(one.documents) for one in lists)
+            if n_pairs <= 0:
+                return
+
     def _of(self, epoch: int) -> list[list[int]]:
         data, lists = self.source.data, self.source.lists(epoch)
         lengths = [

@@ -173,20 +173,9 @@ def test_states_that_do_not_vary_do_not_blow_up():
     assert hidden_mse(torch.zeros(3, 6), torch.zeros(3, 6)) == 0
 
 
-def test_a_projection_bridges_widths_and_is_trained_along():
-    planted = normal(12, 6, seed=3)
-    student = normal(60, 6)
-    teacher = student @ planted.T
-    torch.testing.assert_close(hidden_mse(student, teacher, planted), torch.zeros((), dtype=torch.float64))
-    project = torch.zeros(12, 6, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.Adam([project], lr=0.1)
-    for _ in range(300):
-        optimizer.zero_grad()
-        hidden_mse(student, teacher, project).backward()
-        optimizer.step()
-    torch.testing.assert_close(project.detach(), planted, atol=1e-2, rtol=0)
+def test_states_of_other_widths_are_refused():
     with pytest.raises(ValueError, match=r"student \[60, 6\], teacher \[60, 12\]; .* need a projection"):
-        hidden_mse(student, teacher)
+        hidden_mse(normal(60, 6), normal(60, 12))
 
 
 @pytest.mark.parametrize("loss", [hidden_mse, hidden_cosine])

@@ -151,9 +151,9 @@ CASES = {
     ),
     "subclone": Case(
         neutral={"width": 16, "heads": 2, "ffn_width": 32, "layers": 2},
-        active={"heads": 1, "ffn_width": 20},
+        active={"heads": 1, "ffn_width": 20, "weights": "subcloned"},
         again={"width": 8},
-        masked=with_most_active(n_heads=1, n_neurons=20),  # for widths see tests/passes/test_subclone.py
+        masked=with_most_active(n_heads=1, n_neurons=20),  # for what is folded see tests/passes/test_subclone.py
         mistyped={"widths": 8},
     ),
 }

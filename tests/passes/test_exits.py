@@ -209,7 +209,7 @@ def test_layers_are_not_chosen_by_measurement_where_exits_go_with_them(step, ela
 def test_a_subclone_of_everything_keeps_exits_and_a_narrow_one_narrows_them(elastic, tiny_data):
     same = run(Subclone(width=16), elastic, tiny_data)
     assert same.fingerprint == elastic.fingerprint
-    narrow = run(Subclone(width=8, layers=[1, 2, 3]), elastic, tiny_data)
+    narrow = run(Subclone(width=8, layers=[1, 2, 3], weights="subcloned"), elastic, tiny_data)
     assert narrow.spec.exit_layers == (0, 1)
     assert narrow.spec.layers[0].exit.dense.inputs == 8
     cut, whole = narrow.weights["layers.0.exit.dense.weight"], elastic.weights["layers.1.exit.dense.weight"]

@@ -1,0 +1,122 @@
+"""Least squares out of running sums: what a part of a vector says about the rest of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_ROUNDING = 1e-10  # a variance below this share of the mean square is rounding
+_LEAST_RIDGE = 1e-4  # of the mean variance of what predicts
+_RIDGE_OF_NOISE = 0.1  # times the number of unknowns for each sample
+
+
+class Moments:
+    """Sums over samples of a vector and of its products with itself.
+
+    Sums are those of distances from the mean of the first samples: dimensions with a large constant would drown else.
+    """
+
+    def __init__(self) -> None:
+        self.n = 0
+        self._from = torch.zeros(())
+        self._total = torch.zeros(())
+        self._products = torch.zeros(())
+
+    def add(self, values: Tensor) -> None:
+        """Add samples ``[T, d]``."""
+        values = values.detach().float().flatten(0, -2)
+        if not self.n:
+            self._from = values.double().mean(dim=0)
+        values = values - self._from.float()
+        self.n += len(values)
+        self._total = self._total + values.sum(dim=0).double()
+        self._products = self._products + (values.T @ values).double()
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean, float64 ``[d]``."""
+        return self._from.float().double() + self._total / max(1, self.n)
+
+    def second(self, *, centered: bool) -> Tensor:
+        """Return the mean products ``[d, d]``: of deviations from the mean (the covariance), or of the values."""
+        shift = self._total / max(1, self.n)
+        covariance = self._products / max(1, self.n) - torch.outer(shift, shift)
+        values = covariance + torch.outer(self.mean, self.mean)
+        if not centered:
+            return values
+        varies = covariance.diagonal() > _ROUNDING * values.diagonal()
+        return covariance * varies * varies[:, None]
+
+
+def prediction(moments: Moments, known: Tensor, *, centered: bool) -> tuple[Tensor, Tensor]:
+    """Return A and c with ``x ≈ A x[known] + c`` for all of x, by ridge regression; known entries come out unchanged.
+
+    The ridge grows with the number of unknowns for each sample, so that few samples do not make wild predictions.
+
+    Args:
+        moments: of x.
+        known: int64 ``[k]``.
+        centered: whether there may be a constant; else c is zero.
+
+    Returns:
+        float32 ``[d, k]`` and ``[d]``.
+    """
+    second = moments.second(centered=centered)
+    among = second[known][:, known]
+    noise = max(_LEAST_RIDGE, _RIDGE_OF_NOISE * len(known) / max(1, moments.n))
+    level = among.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
+    ridge = noise * level * torch.eye(len(known), dtype=among.dtype)
+    factors = torch.linalg.solve(among + ridge, second[known]).T.contiguous()
+    factors[known] = torch.eye(len(known), dtype=factors.dtype)
+    mean = moments.mean
+    constants = mean - factors @ mean[known] if centered else torch.zeros_like(mean)
+    constants[known] = 0
+    return factors.float(), constants.float()
+
+
+def most_telling(seconds: Sequence[Tensor], readers: Sequence[Tensor], count: int, group: int = 1) -> Tensor:
+    """Choose the entries from which what linear maps make of a vector is best predicted, greedily.
+
+    A step takes the group that explains the largest share of the maps' outputs that those before it leave open, the
+    mean share over sites. For one site that reads all alike this is pivoted Cholesky, column subset selection.
+
+    Args:
+        seconds: for each site, the second moments of the vector there, ``[d, d]``.
+        readers: for each site, the matrix ``[outputs, d]`` that reads it.
+        count: how many groups to choose.
+        group: entries that are chosen together, side by side: a head's width.
+
+    Returns:
+        int64 ``[count]``, ascending groups.
+    """
+    left = torch.stack([second.float() for second in seconds])  # [sites, d, d]
+    is_tall = len(readers) > 1 or readers[0].shape[0] > readers[0].shape[1]
+    maps = torch.stack([_root(reader.float()) if is_tall else reader.float() for reader in readers])
+    seen = maps @ left  # [sites, outputs, d]
+    tiny = torch.finfo(torch.float32).tiny
+    totals = (seen * maps).sum(dim=(1, 2)).clamp(min=tiny)
+    n_groups = left.shape[1] // group
+    places = torch.arange(n_groups * group).view(n_groups, group)
+    floor = (1e-6 * left.diagonal(dim1=1, dim2=2).mean(dim=1)).clamp(min=tiny)
+    is_free = torch.ones(n_groups, dtype=torch.bool)
+    for _ in range(count):
+        within = left[:, places[:, :, None], places[:, None, :]]  # [sites, groups, group, group]
+        within = within + floor[:, None, None, None] * torch.eye(group)
+        effects = seen[:, :, places]  # [sites, outputs, groups, group]
+        products = torch.einsum("sogi,sogj->sgij", effects, effects)
+        gains = torch.linalg.solve(within, products).diagonal(dim1=2, dim2=3).sum(dim=2)
+        best = int((gains / totals[:, None]).mean(dim=0).masked_fill(~is_free, -1).argmax())
+        is_free[best] = False
+        chosen = places[best]
+        taken = torch.linalg.solve(within[:, best], left[:, chosen])  # [sites, group, d]
+        seen.baddbmm_(seen[:, :, chosen], taken, alpha=-1)
+        left.baddbmm_(left[:, :, chosen], taken, alpha=-1)
+    return (~is_free).nonzero().squeeze(1)
+
+
+def _root(reader: Tensor) -> Tensor:
+    """Return ``[d, d]`` whose products of columns are those of the reader."""
+    values, vectors = torch.linalg.eigh(reader.T @ reader)
+    return values.clamp(min=0).sqrt()[:, None] * vectors.T
