@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 _ROUNDING = 1e-10  # a variance below this share of the mean square is rounding
 _LEAST_RIDGE = 1e-4  # of the mean variance of what predicts
+_PROMISING = 8  # candidates for each that a step takes
 _RIDGE_OF_NOISE = 0.1  # times the number of unknowns for each sample
 
 
@@ -76,10 +78,36 @@ def prediction(moments: Moments, known: Tensor, *, centered: bool) -> tuple[Tens
     return factors.float(), constants.float()
 
 
-def most_telling(seconds: Sequence[Tensor], readers: Sequence[Tensor], count: int, group: int = 1) -> Tensor:
-    """Choose the entries from which what linear maps make of a vector is best predicted, greedily.
+@dataclass(frozen=True, kw_only=True)
+class Telling:
+    """Groups of entries in the order in which they were chosen.
 
-    A step takes the group that explains the largest share of the maps' outputs that those before it leave open, the
+    Attributes:
+        order: int64 ``[chosen]``.
+        left: float32 ``[chosen + 1]``: what linear maps make of the vector, its variance that none, the first, the
+            first two ... of the groups leave open; a mean over sites, each in shares of its whole, or, with one site,
+            absolute.
+    """
+
+    order: Tensor
+    left: Tensor
+
+
+def most_telling(seconds: Sequence[Tensor], readers: Sequence[Tensor], count: int, group: int = 1) -> Tensor:
+    """Choose the entries from which what linear maps make of a vector is best predicted; see `in_telling_order`.
+
+    Returns:
+        int64 ``[count]``, ascending groups.
+    """
+    return in_telling_order(seconds, readers, count, group).order.sort().values
+
+
+def in_telling_order(
+    seconds: Sequence[Tensor], readers: Sequence[Tensor], count: int, group: int = 1, at_once: int = 1
+) -> Telling:
+    """Choose entries greedily.
+
+    A step takes the groups that explain the largest shares of the maps' outputs that those before it leave open, the
     mean share over sites. For one site that reads all alike this is pivoted Cholesky, column subset selection.
 
     Args:
@@ -87,33 +115,74 @@ def most_telling(seconds: Sequence[Tensor], readers: Sequence[Tensor], count: in
         readers: for each site, the matrix ``[outputs, d]`` that reads it.
         count: how many groups to choose.
         group: entries that are chosen together, side by side: a head's width.
-
-    Returns:
-        int64 ``[count]``, ascending groups.
+        at_once: groups that a step takes, chosen one by one among the most promising; more is faster and less exact.
     """
     left = torch.stack([second.float() for second in seconds])  # [sites, d, d]
     is_tall = len(readers) > 1 or readers[0].shape[0] > readers[0].shape[1]
     maps = torch.stack([_root(reader.float()) if is_tall else reader.float() for reader in readers])
     seen = maps @ left  # [sites, outputs, d]
     tiny = torch.finfo(torch.float32).tiny
-    totals = (seen * maps).sum(dim=(1, 2)).clamp(min=tiny)
+    totals = _open(seen, maps).clamp(min=tiny)
     n_groups = left.shape[1] // group
     places = torch.arange(n_groups * group).view(n_groups, group)
-    floor = (1e-6 * left.diagonal(dim1=1, dim2=2).mean(dim=1)).clamp(min=tiny)
+    floor = (1e-6 * left.diagonal(dim1=1, dim2=2).mean(dim=1)).clamp(min=tiny)[:, None, None]
     is_free = torch.ones(n_groups, dtype=torch.bool)
-    for _ in range(count):
-        within = left[:, places[:, :, None], places[:, None, :]]  # [sites, groups, group, group]
-        within = within + floor[:, None, None, None] * torch.eye(group)
-        effects = seen[:, :, places]  # [sites, outputs, groups, group]
-        products = torch.einsum("sogi,sogj->sgij", effects, effects)
-        gains = torch.linalg.solve(within, products).diagonal(dim1=2, dim2=3).sum(dim=2)
-        best = int((gains / totals[:, None]).mean(dim=0).masked_fill(~is_free, -1).argmax())
+    order: list[int] = []
+    open_shares = [totals]
+    while len(order) < count:
+        gains = (_gains(left, seen, places, floor) / totals[:, None]).mean(dim=0).masked_fill(~is_free, -1)
+        n_taken = min(at_once, count - len(order))
+        promising = gains.topk(min(_PROMISING * n_taken, int(is_free.sum())) if n_taken > 1 else 1).indices
+        if n_taken > 1:
+            some = places[promising].flatten()
+            among = left[:, some][:, :, some], seen[:, :, some]
+            promising = promising[_one_by_one(*among, n_taken, group, floor, totals)]
+        best = promising
         is_free[best] = False
-        chosen = places[best]
-        taken = torch.linalg.solve(within[:, best], left[:, chosen])  # [sites, group, d]
+        before = _open(seen, maps)
+        chosen = places[best].flatten()
+        within = left[:, chosen][:, :, chosen] + floor * torch.eye(len(chosen))
+        taken = torch.linalg.solve(within, left[:, chosen])  # [sites, chosen, d]
         seen.baddbmm_(seen[:, :, chosen], taken, alpha=-1)
         left.baddbmm_(left[:, :, chosen], taken, alpha=-1)
-    return (~is_free).nonzero().squeeze(1)
+        after = _open(seen, maps)
+        order += best.tolist()
+        steps = torch.arange(1, n_taken + 1)[:, None] / n_taken
+        open_shares += list((before + steps * (after - before)).clamp(min=0))
+    found = torch.stack(open_shares)
+    return Telling(order=torch.tensor(order), left=found[:, 0] if len(seconds) == 1 else (found / totals).mean(dim=1))
+
+
+def _one_by_one(left: Tensor, seen: Tensor, count: int, group: int, floor: Tensor, totals: Tensor) -> Tensor:
+    """Choose among a few groups, looking anew after each; returns their places."""
+    places = torch.arange(left.shape[1]).view(-1, group)
+    left, seen = left.clone(), seen.clone()
+    is_free = torch.ones(len(places), dtype=torch.bool)
+    order = []
+    for _ in range(count):
+        gains = (_gains(left, seen, places, floor) / totals[:, None]).mean(dim=0).masked_fill(~is_free, -1)
+        best = int(gains.argmax())
+        order.append(best)
+        is_free[best] = False
+        chosen = places[best]
+        taken = torch.linalg.solve(left[:, chosen][:, :, chosen] + floor * torch.eye(group), left[:, chosen])
+        seen -= seen[:, :, chosen] @ taken
+        left -= left[:, :, chosen] @ taken
+    return torch.tensor(order)
+
+
+def _open(seen: Tensor, maps: Tensor) -> Tensor:
+    return (seen * maps).sum(dim=(1, 2))
+
+
+def _gains(left: Tensor, seen: Tensor, places: Tensor, floor: Tensor) -> Tensor:
+    """Return by how much each group would lower the open variance of each site, ``[sites, groups]``."""
+    if places.shape[1] == 1:
+        return seen.square().sum(dim=1) / (left.diagonal(dim1=1, dim2=2) + floor[:, 0])
+    within = left[:, places[:, :, None], places[:, None, :]] + floor[..., None] * torch.eye(places.shape[1])
+    effects = seen[:, :, places]  # [sites, outputs, groups, group]
+    products = torch.einsum("sogi,sogj->sgij", effects, effects)
+    return torch.linalg.solve(within, products).diagonal(dim1=2, dim2=3).sum(dim=2)
 
 
 def _root(reader: Tensor) -> Tensor:

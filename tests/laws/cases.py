@@ -70,6 +70,31 @@ def at_exit(layer: int) -> Callable[..., np.ndarray]:
     return scores
 
 
+def with_largest_widths(share: float, round_to: int) -> Callable[..., np.ndarray]:
+    """Return a function that scores pairs while all but the heads and neurons of the largest matrices give zeros."""
+
+    def scores(ranker: Any, pairs: list[tuple[str, str]]) -> np.ndarray:
+        from compressor.algorithms.width_importance import Evidence, ranked_widths
+        from compressor.passes.width_budget import Budget, shared_widths
+        from tests.tiny import build_data
+
+        data = build_data()
+        lengths = ranker.tokenizer.encode_pairs(data.texts(data.sample_pairs(256, 12, 8))).lengths
+        found = ranked_widths("magnitude", Evidence(spec=ranker.spec, weights=ranker.weights, queries=()))
+        losses = [[ranking.losses.numpy() for ranking in kind] for kind in found]
+        widths = shared_widths(ranker.spec, Budget(macs=share), round(float(np.mean(lengths))), round_to, *losses)
+        weights = dict(ranker.weights)
+        for part, rankings, counts in zip(("attention.output", "ffn.down"), found, widths, strict=True):
+            for index, (ranking, count) in enumerate(zip(rankings, counts, strict=True)):
+                name = f"layers.{index}.{part}.weight"
+                silent = weights[name].unflatten(1, (len(ranking.order), -1)).clone()
+                silent[:, ranking.order[count:]] = 0
+                weights[name] = silent.flatten(1)
+        return ranker.changed(weights=weights).score(pairs)
+
+    return scores
+
+
 def with_most_active(n_heads: int, n_neurons: int, n_pairs: int = 256, seed: int = 12) -> Callable[..., np.ndarray]:
     """Return a function that scores pairs while all but a layer's most active heads and neurons give zeros."""
 
@@ -134,6 +159,12 @@ CASES = {
         masked=without_layers(0),
         mistyped={"keeps": [1]},
     ),
+    "prune_widths": Case(
+        neutral={"budget": {"macs": 1}},
+        active={"budget": {"macs": 0.6}, "round_to": 4, "importance": "magnitude", "compensate": "none"},
+        masked=with_largest_widths(share=0.6, round_to=4),  # for what is refitted see tests/passes/test_prune_widths.py
+        mistyped={"budgets": {"macs": 0.6}},
+    ),
     "quantize": Case(
         neutral={"scheme": "none"},
         active={"scheme": "int8_dynamic"},
@@ -168,6 +199,7 @@ FORBIDDEN = {
     ("quantize", "drop_layers"): "put drop_layers before quantize",
     ("quantize", "distill"): "put distill before quantize",
     ("quantize", "finetune"): "put finetune before quantize",
+    ("quantize", "prune_widths"): "put prune_widths before quantize",
     ("quantize", "quantize"): "put quantize before quantize",
     ("quantize", "start_from"): "put start_from before quantize",
     ("quantize", "subclone"): "put subclone before quantize",

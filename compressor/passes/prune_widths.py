@@ -1,0 +1,175 @@
+"""`prune_widths`: fewer heads and neurons in minutes, without training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from pydantic import PositiveFloat, PositiveInt
+
+from compressor.algorithms.budgets import BudgetError
+from compressor.passes.contract import Need, Pass, PlanError, Promise, Supply, refuse_quantized
+from compressor.passes.kept_layers import CANDIDATES_OF_A_LIST
+from compressor.passes.width_budget import Budget, Widths, least_widths, shared_widths
+from compressor.ranker.spec import ClassifierHead, DenseForm, RankerSpec
+from compressor.registry import register
+
+if TYPE_CHECKING:
+    from compressor.algorithms.subcloning import Kept
+    from compressor.algorithms.width_importance import Evidence, Ranking
+    from compressor.ranker.ranker import Ranker
+
+Importance = Literal["predicted", "fisher", "taylor", "hessian", "wanda", "magnitude"]
+
+_PLANNED_TOKENS = 128  # a pass is planned before any text is read
+
+
+@register("prune_widths")
+class PruneWidths(Pass):
+    """Cut attention heads and feed-forward neurons to a budget, each layer as many as it can spare.
+
+    Three stages, after Kwon et al. (arXiv 2204.09656), label-free: which units matter is measured by how the scores of
+    real candidates answer, shifts of a whole list taken out.
+
+    ``budget``: the share that stays. ``importance``: how units are ranked (`compressor.algorithms.width_importance`).
+    ``rearrange``: swap units of a layer that matter together; only with importances that judge units one by one by
+    gradients, ``fisher`` and ``taylor``.
+    ``compensate``: ``refit``, new output matrices by regression, layer by layer; ``rescale``, one factor for each unit;
+    ``none``.
+    ``temperature``: of the listwise softmax that weighs candidates in ``fisher`` and ``taylor``; none weighs all alike.
+    ``round_to``: neurons are kept in multiples of this, which matrix kernels like.
+    ``n_pairs``: calibration pairs, whole lists of 8.
+    """
+
+    budget: Budget
+    importance: Importance = "predicted"
+    rearrange: bool = False
+    compensate: Literal["refit", "rescale", "none"] = "refit"
+    temperature: PositiveFloat | None = None
+    round_to: PositiveInt = 16
+    n_pairs: PositiveInt = 256
+
+    def needs(self) -> frozenset[Need]:
+        return frozenset() if self._keeps_all else frozenset({"calibration"})
+
+    def plan(self, spec: RankerSpec) -> RankerSpec:
+        refuse_quantized(spec, self.verb)
+        if not isinstance(spec.head, ClassifierHead):
+            raise PlanError(
+                "a bi-encoder, which gives a vector for each text",
+                allowed="a cross-encoder, which gives a score for a pair",
+            )
+        for index, layer in enumerate(spec.layers):
+            if not all(isinstance(one.form, DenseForm) for one in (layer.attention.output, layer.ffn.down)):
+                raise PlanError(
+                    f"layer {index} with factorized matrices", fix=f"put {self.verb} before what factorizes"
+                )
+        if self.rearrange and self.importance not in ("fisher", "taylor"):
+            raise PlanError(
+                f"rearrange with importance {self.importance}, which has no gradients of single units to rearrange by",
+                allowed="fisher or taylor, or rearrange: false",
+                setting="rearrange",
+            )
+        if self._keeps_all:
+            return spec
+        alike = [[(1 - units / most) ** 2 for units in range(most + 1)] for most in _widths_of(spec)]
+        try:
+            return self._shared(spec, alike, _PLANNED_TOKENS).of(spec)
+        except BudgetError:
+            least = self.budget.cost(least_widths(spec, self.round_to).of(spec), _PLANNED_TOKENS)
+            raise PlanError(
+                f"{self.budget.share:.0%}, which is less than one head and {self.round_to} neurons in every layer",
+                allowed=f"from {least / self.budget.cost(spec, _PLANNED_TOKENS):.0%} on",
+                fix="take layers away first: drop_layers",
+                setting="budget",
+            ) from None
+
+    def apply(self, ranker: Ranker, supply: Supply) -> Ranker:
+        if self._keeps_all:
+            return ranker.changed()
+        from compressor.algorithms.calibration import calibration_batches
+        from compressor.algorithms.compensation import refitted, rescaled
+        from compressor.algorithms.folding import measure_inputs
+        from compressor.algorithms.score_gradients import measure_score_gradients
+        from compressor.algorithms.subcloning import sliced
+        from compressor.algorithms.width_importance import NEEDS_GRADIENTS, NEEDS_INPUTS, Evidence, ranked_widths
+
+        pairs = supply.pairs("calibration", self.n_pairs, per_query=CANDIDATES_OF_A_LIST)
+        batches = calibration_batches(ranker, pairs)
+        n_tokens = round(sum(len(batch.embedded) for batch in batches) / len(pairs))
+        needs_inputs = self.importance in NEEDS_INPUTS or self.compensate == "rescale"
+        inputs = measure_inputs(ranker.module, batches) if needs_inputs else None
+        gradients = measure_score_gradients(ranker.module, batches) if self.importance in NEEDS_GRADIENTS else None
+        evidence = Evidence(
+            spec=ranker.spec, weights=ranker.weights, queries=[query for query, _ in pairs], inputs=inputs,
+            gradients=gradients, temperature=self.temperature,
+        )  # fmt: skip
+        heads, neurons = ranked_widths(self.importance, evidence)
+        losses = [ranking.losses.tolist() for ranking in (*heads, *neurons)]
+        small = self._shared(ranker.spec, losses, n_tokens).of(ranker.spec)
+        kept = self._kept(evidence, heads, neurons, small)
+        weights = dict(ranker.weights)
+        if self.compensate == "rescale" and inputs is not None:
+            weights |= rescaled(weights, kept, ranker.spec.layers, inputs)
+        cut = ranker.changed(spec=small, weights=sliced(ranker.spec, weights, kept))
+        if self.compensate == "refit":
+            cut = cut.changed(weights={**cut.weights, **refitted(ranker.module, cut.trainable().eval(), batches)})
+        share = self.budget.cost(small, n_tokens) / self.budget.cost(ranker.spec, n_tokens)
+        supply.note("heads", [layer.attention.heads for layer in small.layers])
+        supply.note("ffn_widths", [layer.ffn.width for layer in small.layers])
+        supply.note("mean_tokens", n_tokens)
+        supply.note("kept_share", round(share, 4))
+        return cut
+
+    def promises(self, result: Ranker) -> Sequence[Promise]:
+        from compressor.ranker.cost import parameters
+
+        if self._keeps_all:
+            return ()
+        most = parameters(result.spec.without_exits())
+
+        def check(ranker: Ranker) -> str | None:
+            found = parameters(ranker.spec.without_exits())
+            return f"{found:,} parameters" if found > most else None
+
+        return [Promise(text=f"at most {most:,} parameters, those of exits not counted", check=check)]
+
+    @property
+    def _keeps_all(self) -> bool:
+        return self.budget.share == 1
+
+    def _shared(self, spec: RankerSpec, losses: Sequence[Sequence[float]], n_tokens: int) -> Widths:
+        """Share the budget out by losses of every layer's heads, then of every layer's neurons."""
+        arrays = [np.array(one) for one in losses]
+        n_layers = len(spec.layers)
+        return shared_widths(spec, self.budget, n_tokens, self.round_to, arrays[:n_layers], arrays[n_layers:])
+
+    def _kept(
+        self, evidence: Evidence, heads: Sequence[Ranking], neurons: Sequence[Ranking], small: RankerSpec
+    ) -> Kept:
+        import torch
+
+        from compressor.algorithms.rearrangement import rearranged
+        from compressor.algorithms.subcloning import Kept, heads_of
+        from compressor.algorithms.width_importance import mask_gradients
+
+        def first(rankings: Sequence[Ranking], counts: Sequence[int], part: str) -> list[torch.Tensor]:
+            found = []
+            for index, (ranking, count) in enumerate(zip(rankings, counts, strict=True)):
+                units = ranking.order[:count].sort().values
+                if self.rearrange:
+                    units = rearranged(mask_gradients(evidence, index, part), units)
+                found.append(units)
+            return found
+
+        return Kept(
+            residual=torch.arange(small.width),
+            heads=first(heads, [layer.attention.heads for layer in small.layers], "attention.output"),
+            neurons=first(neurons, [layer.ffn.width for layer in small.layers], "ffn.down"),
+            pooled={name: torch.arange(head.dense.outputs) for name, head in heads_of(small) if head.dense},
+        )
+
+
+def _widths_of(spec: RankerSpec) -> list[int]:
+    return [layer.attention.heads for layer in spec.layers] + [layer.ffn.width for layer in spec.layers]
