@@ -10,6 +10,7 @@ from compressor.passes import (
     quantize,
     start_from,
     subclone,
+    trim_vocabulary,
 )
 from compressor.passes.contract import NeedError, Pass, PlanError, Promise, Supply
 
@@ -28,4 +29,5 @@ __all__ = [
     "quantize",
     "start_from",
     "subclone",
+    "trim_vocabulary",
 ]

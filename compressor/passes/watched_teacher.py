@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ from compressor.algorithms.layer_maps import LayerMapError, kept_layers, layer_m
 from compressor.passes.contract import Supply
 from compressor.passes.start_from import SELF
 from compressor.ranker.spec import ClassifierHead, RankerSpec
+from compressor.ranker.vocabulary import token_places
 from compressor.training.loss_settings import LayerChoice, Relations
 
 if TYPE_CHECKING:
@@ -48,8 +50,8 @@ def watch(step: Distill, ranker: Ranker, supply: Supply) -> Watched:
     from compressor.training.projections import Projections
 
     teacher = supply.teacher()
-    same_tokens = ranker.tokenizer.fingerprint == teacher.tokenizer.fingerprint
-    if reason := unreadable(ranker.spec, teacher.spec, same_tokens=same_tokens):
+    places = _places(ranker, teacher)
+    if reason := unreadable(ranker.spec, teacher.spec, same_tokens=places is not None):
         raise step.fault(step.reads_along, reason, fix=READS_ALONG_FIX)
     states = _states(step, ranker, teacher)
     relations = _relations(step, ranker, teacher)
@@ -59,15 +61,29 @@ def watch(step: Distill, ranker: Ranker, supply: Supply) -> Watched:
     projections = None
     if states and ranker.spec.width != teacher.spec.width:
         projections = Projections(states, ranker.spec.width, teacher.spec.width, supply.seed)
-    return Watched(module=_frozen(teacher, step), states=states, relations=relations, projections=projections)
+    return Watched(module=_frozen(teacher, step, places), states=states, relations=relations, projections=projections)
 
 
-def _frozen(teacher: Ranker, step: Distill) -> Encoder:
+def _places(ranker: Ranker, teacher: Ranker) -> list[int] | None:
+    """Return the teacher's id of each of the ranker's tokens; empty where they are the same."""
+    if ranker.tokenizer.fingerprint == teacher.tokenizer.fingerprint:
+        return []
+    own, theirs = (json.loads(each.tokenizer_files["tokenizer.json"]) for each in (ranker, teacher))
+    return token_places(own, theirs)
+
+
+def _frozen(teacher: Ranker, step: Distill, places: list[int] | None) -> Encoder:
     import torch
 
     from compressor.training.precision import computes_in_bf16
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if places:
+        table = "embeddings.tokens.weight"
+        embeddings = teacher.spec.embeddings
+        embeddings = embeddings.changed(tokens=embeddings.tokens.changed(rows=len(places)))
+        weights = {**teacher.weights, table: teacher.weights[table][places]}
+        teacher = teacher.changed(spec=teacher.spec.changed(embeddings=embeddings), weights=weights)
     module = teacher.trainable().requires_grad_(False).eval()
     return module.to(torch.bfloat16) if computes_in_bf16(step.precision, device) else module
 

@@ -170,6 +170,10 @@ class PairTokenizer:
             type_ids.append(np.array(row.type_ids, dtype=np.int64))
         return Encoded(input_ids=input_ids, type_ids=type_ids, n_cut_documents=n_cut)
 
+    def pieces(self, texts: Iterable[str]) -> Iterator[list[int]]:
+        """Yield the ids of each text, whole and without special tokens."""
+        return (piece.ids for piece in self._pieces(texts))
+
     def _pieces(self, texts: Iterable[str]) -> Iterator[Encoding]:
         """Yield the tokens of each text, without special tokens."""
         remaining = iter(texts)

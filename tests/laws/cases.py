@@ -187,6 +187,13 @@ CASES = {
         masked=with_most_active(n_heads=1, n_neurons=20),  # for what is folded see tests/passes/test_subclone.py
         mistyped={"widths": 8},
     ),
+    "trim_vocabulary": Case(
+        neutral={"min_count": 0},
+        active={"texts": ["train"]},
+        no_change="the rows that stay are those that texts ask for",
+        no_mask="nothing that is computed goes",
+        mistyped={"min_counts": 1},
+    ),
 }
 
 # Ordered pairs of passes that are refused, with what the message must say.
@@ -203,4 +210,5 @@ FORBIDDEN = {
     ("quantize", "quantize"): "put quantize before quantize",
     ("quantize", "start_from"): "put start_from before quantize",
     ("quantize", "subclone"): "put subclone before quantize",
+    ("quantize", "trim_vocabulary"): "put trim_vocabulary before quantize",
 }
