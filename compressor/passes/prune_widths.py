@@ -32,7 +32,8 @@ class PruneWidths(Pass):
     Three stages, after Kwon et al. (arXiv 2204.09656), label-free: which units matter is measured by how the scores of
     real candidates answer, shifts of a whole list taken out.
 
-    ``budget``: the share that stays. ``importance``: how units are ranked (`compressor.algorithms.width_importance`).
+    ``budget``: the share that stays. ``importance``: how units are ranked: ``predicted``, by what scores would lose
+    when the rest makes up for a unit; ``fisher`` and ``taylor``, by gradients; ``hessian``, ``wanda``, ``magnitude``.
     ``rearrange``: swap units of a layer that matter together; only with importances that judge units one by one by
     gradients, ``fisher`` and ``taylor``.
     ``compensate``: ``refit``, new output matrices by regression, layer by layer; ``rescale``, one factor for each unit;

@@ -77,7 +77,8 @@ def _is_atom(token: str, prefix: str) -> bool:
 
 
 def _merges(model: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [tuple(merge.split(" ", 1)) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
+    pairs = (merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model["merges"])
+    return [(left, right) for left, right in pairs]
 
 
 def _merged(left: str, right: str, model: Mapping[str, Any]) -> str:

@@ -135,7 +135,10 @@ def test_a_narrow_student_learns_states_through_projections(teacher, data):
     narrow = tiny.build_ranker(spec, seed=3)
     settings: dict[str, Any] = {"representations": {"hidden": 1, "embeddings": 1, "relations": {"heads": 2}}}
     curves = curves_of(narrow, teacher, data, **settings)
-    assert all(falls(curves[f"loss/{name}"]) for name in ("hidden", "embeddings", "mse"))
+    assert falls(curves["loss/mse"])
+    for name in ("hidden", "embeddings"):  # projections start from least squares: there is less to learn
+        values = [value for _, value in curves[f"loss/{name}"]]
+        assert np.mean(values[-8:]) < 0.95 * np.mean(values[:8])
     result = distilled(narrow, teacher, data, **settings)
     assert result.weights.keys() == narrow.weights.keys()  # projections are thrown away
     assert score_rmse(result, teacher, data) < 0.6 * score_rmse(narrow, teacher, data)  # 8 wide, it cannot come nearer

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import string
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,8 +34,10 @@ def texts(n, seed, of=400):
 
 def trained(kind):
     """A real tokenizer of its kind, trained on made-up words, with specials at the start and one at the end."""
+    tokenizer: Tokenizer
+    trainer: Any
     specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    options = {"vocab_size": 300, "special_tokens": specials, "show_progress": False}
+    options: dict[str, Any] = {"vocab_size": 300, "special_tokens": specials, "show_progress": False}
     if kind == "WordPiece":
         tokenizer, trainer = Tokenizer(models.WordPiece(unk_token="[UNK]")), trainers.WordPieceTrainer(**options)  # noqa: S106
         tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -186,7 +189,7 @@ def test_rows_that_no_token_has_go_too(tiny_data):
 def test_the_teacher_can_be_read_along_behind_it(tiny_data):
     teacher = tiny.build_ranker(seed=5)
     small = run(teacher, tiny_data, texts=("train",))
-    found: dict[str, object] = {}
+    found: dict[str, Any] = {}
     distilled(small, teacher, tiny_data, lambda supply: found.update(supply.curves), epochs=0.25, learning_rate=1e-9)
     first = {name: points[0][1] for name, points in found.items() if name.startswith("loss/")}
     assert all(abs(loss) < 1e-6 for loss in first.values())  # it is its teacher still
