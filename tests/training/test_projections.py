@@ -37,7 +37,7 @@ def batches_of(ranker, data):
 def test_a_fit_is_nearer_than_a_random_start(teacher, narrow, tiny_data, measure):
     step = Distill.model_validate({"losses": {}, "representations": {"hidden": {"measure": measure}}})
     watched = watch(step, narrow, supply_for(step, tiny_data, teacher))
-    objective, module = Objective(watched=watched), narrow.trainable()
+    objective, module = Objective(watched=watched), narrow.trainable().eval()  # no dropout
     (batch,) = batches_of(teacher, tiny_data)
     before = objective(module, batch)["hidden"].item()
     objective.prepare(module, batches_of(teacher, tiny_data))
@@ -51,7 +51,7 @@ def test_training_starts_from_the_fit(teacher, narrow, tiny_data):
     first = supply.curves["loss/hidden"][0][1]
     watched = watch(step, narrow, supply_for(step, tiny_data, teacher))
     (batch,) = batches_of(teacher, tiny_data)
-    assert first < Objective(watched=watched)(narrow.trainable(), batch)["hidden"].item() / 2
+    assert first < Objective(watched=watched)(narrow.trainable().eval(), batch)["hidden"].item() / 2
 
 
 def test_equal_widths_need_no_projections(teacher, tiny_data):
