@@ -94,7 +94,7 @@ def run(name: str, prepared: Mapping[str, Prepared], out: Path, threads: int) ->
             "passes": [{record.verb: record.settings} for record in records],
             "trainings": [
                 {**{key: record.notes[key] for key in ("pairs", "pairs_per_s", "best_dev") if key in record.notes},
-                 "seconds": record.seconds, "curves": record.series}
+                 "seconds": record.notes["training_s"], "curves": record.series}
                 for record in records if record.series
             ],
             "quality": _quality(tests, scored(variant, ranker), reference),

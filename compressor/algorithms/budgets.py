@@ -45,15 +45,12 @@ def shared_out(losses: Sequence[np.ndarray], costs: Sequence[np.ndarray], budget
 
     if spent(chosen(0.0)) <= budget:
         return _topped_up(chosen(0.0), losses, costs, budget)
-    while spent(chosen(dear)) > budget and dear < 1e300:
+    while spent(chosen(dear)) > budget:
         dear *= 4
     for _ in range(200):
         middle = (cheap + dear) / 2
         cheap, dear = (middle, dear) if spent(chosen(middle)) > budget else (cheap, middle)
-    options = chosen(dear)
-    if spent(options) > budget:  # costs that differ by nothing at any price
-        options = [0] * len(costs)
-    return _topped_up(options, losses, costs, budget)
+    return _topped_up(chosen(dear), losses, costs, budget)
 
 
 def _topped_up(

@@ -44,7 +44,8 @@ def rescaled(
         ):
             name = f"layers.{index}.{part}"
             weight = weights[f"{name}.weight"]
-            products = (weight.double().T @ weight.double()) * inputs[name].second(centered=f"{name}.bias" in weights)
+            # Not the covariance: the bias stays as it is, so what is cut takes its constant part with it.
+            products = (weight.double().T @ weight.double()) * inputs[name].second(centered=False)
             n_units = len(products) // group
             by_unit = products.view(n_units, group, n_units, group).sum(dim=(1, 3))
             among = by_unit[units][:, units]

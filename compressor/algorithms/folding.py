@@ -8,7 +8,6 @@ gave. (After least-squares reconstruction in channel pruning: He et al., arXiv 1
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from compressor.algorithms.subcloning import Kept, axes_of, heads_of, sliced
 from compressor.progress import progress
 from compressor.ranker.encoder import Encoder
 from compressor.ranker.linears import Linear
+from compressor.ranker.names import renumbered
 from compressor.ranker.spec import RankerSpec
 
 Inputs = Mapping[str, Moments]  # module name of a linear → moments of what it reads
@@ -49,14 +49,7 @@ def measure_inputs(module: Encoder, batches: Sequence[CalibrationBatch]) -> Inpu
 def of_layers(inputs: Inputs, layers: Sequence[int]) -> Inputs:
     """Return the moments of some layers alone, under their new numbers, and all that belong to no layer."""
     places = {old: new for new, old in enumerate(layers)}
-    found = {}
-    for name, moments in inputs.items():
-        match = re.match(r"layers\.(\d+)\.", name)
-        if match is None:
-            found[name] = moments
-        elif int(match[1]) in places:
-            found[f"layers.{places[int(match[1])]}.{name[match.end() :]}"] = moments
-    return found
+    return {new: moments for name, moments in inputs.items() if (new := renumbered(name, places))}
 
 
 def most_predictive(inputs: Inputs, weights: Mapping[str, Tensor], spec: RankerSpec, small: RankerSpec) -> Kept:
@@ -165,8 +158,8 @@ def fitted_norms(
     own = dict(module.named_modules())
     stays = {}
     for name, (dimensions, _) in axes_of(spec, kept):
-        whole = re.sub(r"^layers\.(\d+)", lambda match: f"layers.{layers[int(match[1])]}", name)
-        if dimensions is not None and isinstance(own.get(whole), nn.LayerNorm | nn.RMSNorm):
+        whole = renumbered(name, dict(enumerate(layers)))
+        if whole and dimensions is not None and isinstance(own.get(whole), nn.LayerNorm | nn.RMSNorm):
             stays[whole] = (name, dimensions)
     fits = {name: _NormFit() for name in stays}
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from compressor.algorithms.activation_statistics import ActivationStatistics
+from compressor.ranker.names import renumbered
 from compressor.ranker.spec import ClassifierHead, Head, RankerSpec
 
 Axes = tuple[Tensor | None, Tensor | None]
@@ -109,10 +110,10 @@ def axes_of(spec: RankerSpec, kept: Kept) -> Iterator[tuple[str, Axes]]:
 
 def kept_of_layers(statistics: ActivationStatistics, layers: Sequence[int]) -> ActivationStatistics:
     """Return the statistics of some layers alone, under their new numbers; the residual order stays that of all."""
-    places = {f"layers.{old}.exit": f"layers.{new}.exit" for new, old in enumerate(layers)}
+    places = {old: new for new, old in enumerate(layers)}
     return ActivationStatistics(
         residual=statistics.residual,
         heads=[statistics.heads[index] for index in layers],
         neurons=[statistics.neurons[index] for index in layers],
-        pooled={places.get(n, n): v for n, v in statistics.pooled.items() if n == "head" or n in places},
+        pooled={new: values for name, values in statistics.pooled.items() if (new := renumbered(name, places))},
     )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from compressor.algorithms.folding import Inputs
-from compressor.algorithms.linear_fits import in_telling_order
+from compressor.algorithms.linear_fits import Moments, in_telling_order
 from compressor.algorithms.score_gradients import ScoreGradients, rank_centered
 from compressor.progress import progress
 from compressor.ranker.spec import RankerSpec
@@ -59,6 +59,26 @@ class Evidence:
     gradients: ScoreGradients | None = None
     temperature: float | None = None
 
+    def moments(self, name: str) -> Moments:
+        """Return what a linear reads.
+
+        Raises:
+            ValueError: inputs were not measured.
+        """
+        if self.inputs is None:
+            raise ValueError("this importance needs what linears read (NEEDS_INPUTS)")
+        return self.inputs[name]
+
+    def answers(self) -> ScoreGradients:
+        """Return how scores answer.
+
+        Raises:
+            ValueError: gradients were not measured.
+        """
+        if self.gradients is None:
+            raise ValueError("this importance needs gradients of scores (NEEDS_GRADIENTS)")
+        return self.gradients
+
 
 def ranked_widths(importance: Importance, evidence: Evidence) -> tuple[list[Ranking], list[Ranking]]:
     """Return the rankings of every layer's heads and of every layer's neurons.
@@ -95,7 +115,7 @@ def _alone(losses: Tensor) -> Ranking:
 
 
 def _predicted(evidence: Evidence, index: int, part: str, group: int) -> Ranking:
-    gradients = _gradients(evidence)
+    gradients = evidence.answers()
     products = (gradients.attention_outputs if part.startswith("attention") else gradients.ffn_outputs)[index]
     values, vectors = torch.linalg.eigh(products)
     sensitivity = values.clamp(min=0).sqrt()[:, None] * vectors.T
@@ -133,9 +153,7 @@ def _hessian(evidence: Evidence, index: int, part: str, group: int) -> Tensor:
 
 def _wanda(evidence: Evidence, index: int, part: str, group: int) -> Tensor:
     weight = evidence.weights[f"layers.{index}.{part}.weight"]
-    inputs = evidence.inputs
-    assert inputs is not None  # noqa: S101  # the caller measured what `NEEDS_INPUTS` says
-    sizes = inputs[f"layers.{index}.{part}"].second(centered=False).diagonal().float()
+    sizes = evidence.moments(f"layers.{index}.{part}").second(centered=False).diagonal().float()
     losses = (weight.square().sum(dim=0) * sizes).unflatten(0, (-1, group)).sum(dim=1)
     return losses / losses.sum()
 
@@ -171,17 +189,11 @@ def mask_gradients(evidence: Evidence, index: int, part: str) -> Tensor:
 
 
 def _mask_gradients(evidence: Evidence, index: int, part: str) -> tuple[Tensor, Tensor]:
-    gradients = _gradients(evidence)
+    gradients = evidence.answers()
     found = (gradients.heads if part.startswith("attention") else gradients.neurons)[index]
     return rank_centered(found, gradients.scores, evidence.queries, evidence.temperature)
 
 
-def _gradients(evidence: Evidence) -> ScoreGradients:
-    assert evidence.gradients is not None  # noqa: S101  # the caller measured what `NEEDS_GRADIENTS` says
-    return evidence.gradients
-
-
 def _second(evidence: Evidence, index: int, part: str) -> Tensor:
-    assert evidence.inputs is not None  # noqa: S101  # the caller measured what `NEEDS_INPUTS` says
     name = f"layers.{index}.{part}"
-    return evidence.inputs[name].second(centered=f"{name}.bias" in evidence.weights)
+    return evidence.moments(name).second(centered=f"{name}.bias" in evidence.weights)

@@ -184,6 +184,22 @@ class Pass(Record, ABC):
         return ()
 
 
+def refuse_bi_encoder(spec: RankerSpec) -> None:
+    """Refuse a ranker that gives no scores of pairs.
+
+    Raises:
+        PlanError: its head gives a vector for each text.
+    """
+    from compressor.ranker.spec import ClassifierHead
+
+    if not isinstance(spec.head, ClassifierHead):
+        raise PlanError(
+            "a bi-encoder, which gives a vector for each text",
+            allowed="a cross-encoder, which gives a score for a pair",
+            fix="put start_from before it: it gives an encoder a scoring head",
+        )
+
+
 def refuse_quantized(spec: RankerSpec, verb: str) -> None:
     """Refuse to change the shape of a quantized ranker.
 

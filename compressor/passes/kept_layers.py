@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, NonNegativeInt
 
 from compressor.passes.contract import PlanError, Supply
+from compressor.ranker.names import renumbered
 from compressor.ranker.spec import RankerSpec
 
 if TYPE_CHECKING:
@@ -90,11 +90,8 @@ def cut_weights(weights: Mapping[str, Tensor], kept: Sequence[int]) -> dict[str,
     As in `cut_spec`, an exit of the last one is left out.
     """
     places = {old: new for new, old in enumerate(kept)}
-    cut = {}
-    for name, tensor in weights.items():
-        match = re.match(r"layers\.(\d+)\.", name)
-        if match is None:
-            cut[name] = tensor
-        elif int(match[1]) in places and not name.startswith(f"layers.{kept[-1]}.exit."):
-            cut[f"layers.{places[int(match[1])]}.{name[match.end() :]}"] = tensor
-    return cut
+    return {
+        new: tensor
+        for name, tensor in weights.items()
+        if (new := renumbered(name, places)) and not name.startswith(f"layers.{kept[-1]}.exit.")
+    }

@@ -9,10 +9,11 @@ import numpy as np
 from pydantic import PositiveFloat, PositiveInt
 
 from compressor.algorithms.budgets import BudgetError
-from compressor.passes.contract import Need, Pass, PlanError, Promise, Supply, refuse_quantized
+from compressor.errors import Fault, InputError
+from compressor.passes.contract import Need, Pass, PlanError, Promise, Supply, refuse_bi_encoder, refuse_quantized
 from compressor.passes.kept_layers import CANDIDATES_OF_A_LIST
 from compressor.passes.width_budget import Budget, Widths, least_widths, shared_widths
-from compressor.ranker.spec import ClassifierHead, DenseForm, RankerSpec
+from compressor.ranker.spec import DenseForm, RankerSpec
 from compressor.registry import register
 
 if TYPE_CHECKING:
@@ -56,11 +57,7 @@ class PruneWidths(Pass):
 
     def plan(self, spec: RankerSpec) -> RankerSpec:
         refuse_quantized(spec, self.verb)
-        if not isinstance(spec.head, ClassifierHead):
-            raise PlanError(
-                "a bi-encoder, which gives a vector for each text",
-                allowed="a cross-encoder, which gives a score for a pair",
-            )
+        refuse_bi_encoder(spec)
         for index, layer in enumerate(spec.layers):
             if not all(isinstance(one.form, DenseForm) for one in (layer.attention.output, layer.ffn.down)):
                 raise PlanError(
@@ -78,13 +75,7 @@ class PruneWidths(Pass):
         try:
             return self._shared(spec, alike, _PLANNED_TOKENS).of(spec)
         except BudgetError:
-            least = self.budget.cost(least_widths(spec, self.round_to).of(spec), _PLANNED_TOKENS)
-            raise PlanError(
-                f"{self.budget.share:.0%}, which is less than one head and {self.round_to} neurons in every layer",
-                allowed=f"from {least / self.budget.cost(spec, _PLANNED_TOKENS):.0%} on",
-                fix="take layers away first: drop_layers",
-                setting="budget",
-            ) from None
+            raise self._too_small(spec, _PLANNED_TOKENS) from None
 
     def apply(self, ranker: Ranker, supply: Supply) -> Ranker:
         if self._keeps_all:
@@ -108,7 +99,13 @@ class PruneWidths(Pass):
         )  # fmt: skip
         heads, neurons = ranked_widths(self.importance, evidence)
         losses = [ranking.losses.tolist() for ranking in (*heads, *neurons)]
-        small = self._shared(ranker.spec, losses, n_tokens).of(ranker.spec)
+        try:
+            small = self._shared(ranker.spec, losses, n_tokens).of(ranker.spec)
+        except BudgetError:  # planned for pairs of another length
+            found = self._too_small(ranker.spec, n_tokens)
+            raise InputError(
+                Fault(source=self.verb, where="budget", found=found.found, allowed=found.allowed, fix=found.fix)
+            ) from None
         kept = self._kept(evidence, heads, neurons, small)
         weights = dict(ranker.weights)
         if self.compensate == "rescale" and inputs is not None:
@@ -139,6 +136,15 @@ class PruneWidths(Pass):
     @property
     def _keeps_all(self) -> bool:
         return self.budget.share == 1
+
+    def _too_small(self, spec: RankerSpec, n_tokens: int) -> PlanError:
+        least = self.budget.cost(least_widths(spec, self.round_to).of(spec), n_tokens)
+        return PlanError(
+            f"{self.budget.share:.0%}, which is less than one head and {self.round_to} neurons in every layer",
+            allowed=f"from {least / self.budget.cost(spec, n_tokens):.1%} on, for pairs of {n_tokens} tokens",
+            fix="take layers away first: drop_layers",
+            setting="budget",
+        )
 
     def _shared(self, spec: RankerSpec, losses: Sequence[Sequence[float]], n_tokens: int) -> Widths:
         """Share the budget out by losses of every layer's heads, then of every layer's neurons."""

@@ -9,8 +9,8 @@ from pydantic import NonNegativeFloat
 
 from compressor.algorithms.loss_options import LossOptions
 from compressor.errors import Fault, InputError
-from compressor.passes.contract import Need, Pass, PlanError, Supply, refuse_quantized
-from compressor.ranker.spec import ClassifierHead, RankerSpec
+from compressor.passes.contract import Need, Pass, PlanError, Supply, refuse_bi_encoder, refuse_quantized
+from compressor.ranker.spec import RankerSpec
 from compressor.storage import sha256_json
 from compressor.training.lists import check_sources
 from compressor.training.settings import TrainingSettings
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from compressor.ranker.encoder import Encoder
     from compressor.ranker.ranker import Ranker
     from compressor.training.batches import ListSource
-    from compressor.training.loop import TrainingResult
     from compressor.training.objective import Objective
+    from compressor.training.result import TrainingResult
     from compressor.training.teachers import Teacher
 
 
@@ -49,12 +49,7 @@ class TrainingPass(TrainingSettings, Pass):
 
     def plan(self, spec: RankerSpec) -> RankerSpec:
         refuse_quantized(spec, self.verb)
-        if not isinstance(spec.head, ClassifierHead):
-            raise PlanError(
-                "a bi-encoder, which gives a vector for each text",
-                allowed="a cross-encoder, which gives a score for a pair",
-                fix="put start_from before it: it gives an encoder a scoring head",
-            )
+        refuse_bi_encoder(spec)
         if self.exits and not spec.exit_layers:
             raise PlanError(
                 f"weight {self.exits:g} for the exits of a ranker that has none",
@@ -172,6 +167,7 @@ class TrainingPass(TrainingSettings, Pass):
 def _report(result: TrainingResult, supply: Supply) -> None:
     supply.note("pairs", result.pairs)
     supply.note("steps", result.steps)
+    supply.note("training_s", round(result.seconds, 1))
     supply.note("pairs_per_s", round(result.pairs_per_s, 2))
     supply.note("stopped_early", result.stopped_early)
     if dev := [value for name, points in result.curves.items() if name.startswith("dev/") for _, value in points]:

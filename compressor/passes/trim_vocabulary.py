@@ -63,7 +63,8 @@ class TrimVocabulary(Pass):
         tokenizer = json.loads(ranker.tokenizer_files["tokenizer.json"])
         refuse_unknown_model(tokenizer, self.verb)
         counts = self._counts(ranker.tokenizer, supply)
-        order = new_places(tokenizer, tokens_to_keep(tokenizer, [i for i, n in counts.items() if n >= self.min_count]))
+        seen = {ranker.spec.pad_id, *(index for index, n in counts.items() if n >= self.min_count)}
+        order = new_places(tokenizer, tokens_to_keep(tokenizer, seen))
         places = {old: new for new, old in enumerate(order)}
         before, table = ranker.spec.embeddings, "embeddings.tokens.weight"
         embeddings = before.changed(tokens=before.tokens.changed(rows=len(order)))

@@ -25,11 +25,12 @@ from compressor.training.checkpoint import (
     restore_moments,
     save_checkpoint,
 )
-from compressor.training.curves import BestOnDev, CurveBook, Points
+from compressor.training.curves import BestOnDev, CurveBook
 from compressor.training.lists import TrainingList
 from compressor.training.live_line import Speed, live_line
 from compressor.training.optimizer import MovingAverage, build_optimizer, learning_rate
 from compressor.training.precision import autocast
+from compressor.training.result import TrainingResult
 from compressor.training.settings import TrainingSettings
 from compressor.training.steps import StepPlan, micro_batches
 
@@ -37,26 +38,6 @@ Loss = Callable[[Encoder, Batch], Mapping[str, Tensor]]
 Prepare = Callable[[Encoder, Iterator[Batch]], None]
 
 _PREPARED_ON_PAIRS = 128
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingResult:
-    """What a training made.
-
-    Attributes:
-        weights: fp32 by name: the best on dev data, else the moving average, else the last.
-        curves: points over pairs seen: ``loss``, ``loss/PART``, ``dev/MEASURE``, ``learning_rate``.
-        steps, pairs: how many were done and seen.
-        pairs_per_s: of this process's run, evaluations and the first steps left out.
-        stopped_early: whether dev data ended it.
-    """
-
-    weights: dict[str, Tensor]
-    curves: dict[str, Points]
-    steps: int
-    pairs: int
-    pairs_per_s: float
-    stopped_early: bool
 
 
 def train(
@@ -112,10 +93,12 @@ class _Run:
     loss_key: str
     step: int = 0
     pairs: int = 0
+    seconds_before: float = 0.0
     stopped_early: bool = False
     book: CurveBook = field(default_factory=CurveBook)
 
     def __post_init__(self) -> None:
+        self.began = time.monotonic()
         self.state = PartialState(cpu=not torch.cuda.is_available())
         self.device = self.state.device if self.state.device.type == "cuda" else torch.device("cpu")
         settings = self.settings
@@ -162,9 +145,13 @@ class _Run:
             curves=self.book.thinned(),
             steps=self.step,
             pairs=self.pairs,
+            seconds=self._seconds(),
             pairs_per_s=speed.pairs_per_s,
             stopped_early=self.stopped_early,
         )
+
+    def _seconds(self) -> float:
+        return self.seconds_before + time.monotonic() - self.began
 
     def _weights(self) -> dict[str, Tensor]:
         return dict(self.module.state_dict())
@@ -266,7 +253,7 @@ class _Run:
             tensors |= {f"average.{name}": one for name, one in (self.average.weights if self.average else {}).items()}
             tensors |= named_moments(self.optimizer, names) | {"random": torch.get_rng_state()}
             values = {"pairs": self.pairs, "best": self.best.counters(), "curves": self.book.points}
-            values["stopped_early"] = self.stopped_early
+            values |= {"stopped_early": self.stopped_early, "seconds": self._seconds()}
             save_checkpoint(self.scratch, Checkpoint(key=self.key, step=self.step, tensors=tensors, values=values))
         self.state.wait_for_everyone()
 
@@ -292,7 +279,7 @@ class _Run:
         if self.average:
             self.average.weights = part("average.")
         torch.set_rng_state(tensors["random"])
-        self.step, self.pairs = found.step, values["pairs"]
+        self.step, self.pairs, self.seconds_before = found.step, values["pairs"], values.get("seconds", 0.0)
         self.book.restore(values["curves"])
         if values["stopped_early"]:
             self.stopped_early, self.n_steps = True, self.step

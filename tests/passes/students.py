@@ -42,6 +42,16 @@ def supply_for(step: Pass, data: RankingData | None, teacher: Ranker, **changes:
     return replace(supply, **changes)
 
 
+def applied(step: Pass, ranker: Ranker, data: RankingData | None = None, notes: dict[str, Any] | None = None) -> Ranker:
+    """Return what a pass makes of a ranker, planned first, as the pipeline does; ``notes`` takes what it recorded."""
+    step.plan(ranker.spec)
+    supply = supply_for(step, data, ranker)
+    result = step.apply(ranker, supply)
+    if notes is not None:
+        notes.update(supply.notes)
+    return result
+
+
 def distilled(
     student: Ranker,
     teacher: Ranker,

@@ -10,7 +10,7 @@ from compressor.algorithms.subcloning import axes_of, most_active
 from compressor.passes.subclone import Subclone
 from compressor.ranker.spec import ClassifierHead
 from tests import tiny
-from tests.passes.students import supply_for
+from tests.passes.students import applied
 from tests.ranker.cases import SPECS
 
 RERANKERS = [name for name, spec in SPECS.items() if isinstance(spec.head, ClassifierHead)]
@@ -18,9 +18,8 @@ RERANKERS = [name for name, spec in SPECS.items() if isinstance(spec.head, Class
 
 def run(ranker, data, **settings):
     step = Subclone(**settings)
-    planned = step.plan(ranker.spec)
-    result = step.apply(ranker, supply_for(step, data, ranker))
-    assert result.spec == planned
+    result = applied(step, ranker, data)
+    assert result.spec == step.plan(ranker.spec)
     return result
 
 
@@ -105,3 +104,11 @@ def kept_of(whole):
 
     batches = calibration_batches(whole, [("alpha", "beta")])
     return most_active(measure_activations(whole.module, batches), whole.spec, whole.spec)
+
+
+def test_folding_is_repeatable_and_leaves_the_whole_alone(tiny_data):
+    whole = tiny.build_ranker(seed=6)
+    before = whole.changed().fingerprint
+    first, second = (run(whole, tiny_data, width=8, heads=1, ffn_width=12) for _ in range(2))
+    assert first.fingerprint == second.fingerprint
+    assert whole.changed().fingerprint == before

@@ -16,7 +16,7 @@ from compressor.passes.trim_vocabulary import TrimVocabulary
 from compressor.ranker.spec import TableSpec
 from compressor.ranker.vocabulary import new_places, token_places, tokens_to_keep, trimmed_files
 from tests import tiny
-from tests.passes.students import distilled, supply_for
+from tests.passes.students import applied, distilled
 
 KINDS = ("WordPiece", "BPE", "byte-level BPE", "BPE with a prefix", "Unigram")
 
@@ -133,13 +133,7 @@ def test_tokens_are_found_again_in_the_whole(kind):
 
 
 def run(ranker, data, notes=None, **settings):
-    step = TrimVocabulary(**settings)
-    step.plan(ranker.spec)
-    supply = supply_for(step, data, ranker)
-    result = step.apply(ranker, supply)
-    if notes is not None:
-        notes.update(supply.notes)
-    return result
+    return applied(TrimVocabulary(**settings), ranker, data, notes)
 
 
 def test_scores_of_covered_texts_are_equal_to_the_bit(tiny_data):
@@ -198,3 +192,12 @@ def test_the_teacher_can_be_read_along_behind_it(tiny_data):
 def test_data_whose_tokens_are_kept_is_not_held_out():
     with pytest.raises(PlanError, match="own tokens are kept"):
         TrimVocabulary(texts=("dev",), held_out="dev").plan(tiny.tiny_spec())
+
+
+def test_the_padding_id_stays_whatever_it_is(tiny_data):
+    ranker = tiny.build_ranker(seed=3)
+    unseen = Tokenizer.from_buffer(ranker.tokenizer_files["tokenizer.json"]).token_to_id("~")
+    odd = ranker.changed(spec=ranker.spec.changed(pad_id=unseen))
+    small = run(odd, tiny_data, texts=("train",))
+    pairs = tiny_data.texts(tiny_data.pairs())
+    np.testing.assert_array_equal(small.score(pairs), odd.score(pairs))

@@ -95,6 +95,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(teacher, tmp_path, last_step, cha
     assert resumed.curves == whole.curves
     again = run(teacher, tmp_path / "cut", settings, evaluate=dev)  # nothing is left to do
     assert equal(again.weights, whole.weights)
+    assert again.seconds > resumed.seconds / 2  # the time of processes before this one counts
 
 
 def test_a_checkpoint_of_another_training_is_not_used(teacher, tmp_path):
