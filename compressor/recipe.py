@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field, SerializeAsAny, ValidationError, field_validator
+from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
 from compressor.data_reference import DataReference
 from compressor.errors import Fault, InputError, suggest
@@ -22,7 +22,8 @@ COMMAND_LINE = "command line"
 class DataSection(Record):
     """Which collections serve which purpose, one or several; a pass's needs say which of them it must find here.
 
-    Several are used as one: their queries are dealt together. Test collections are measured one by one.
+    Several are used as one: their queries are dealt together. Test collections are measured one by one. Training data
+    serve as calibration data where none are named.
     """
 
     train: tuple[DataReference, ...] = ()
@@ -35,6 +36,13 @@ class DataSection(Record):
     @classmethod
     def _one_is_a_list(cls, value: Any) -> Any:
         return () if value is None else value if isinstance(value, list | tuple) else [value]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _calibrated_on_train(cls, value: Any) -> Any:
+        if isinstance(value, dict) and not value.get("calibration") and value.get("train"):
+            return {**value, "calibration": value["train"]}
+        return value
 
 
 class ExportSettings(Record):

@@ -104,7 +104,11 @@ RECIPES = [
         "teacher: packaged\ndata: {calibration: small/train}\npasses: [{drop_layers: {keep: {layers: 13}}}]\n",
         "passes.0.drop_layers.keep.layers: found 13 layers to keep of a ranker that has 12",
     ),
-    ("teacher: packaged\npasses: [{drop_layers: {keep: {layers: 6}}}]\n", "add to data: 'calibration: COLLECTION"),
+    ("teacher: packaged\npasses: [{drop_layers: {keep: every_other}}]\n", "add to data: 'calibration: COLLECTION"),
+    (
+        "teacher: packaged\npasses: [{drop_layers: {keep: {layers: 6}, compensate: none}}]\n",
+        "add to data: 'calibration: COLLECTION",
+    ),
     ("teacher: packaged\npasses: [quantize, {drop_layers: {keep: every_other}}]\n", "put drop_layers before quantize"),
     ("teacher: packaged\ngate: {max_loss: {nDCG@10: 1%}}\n", "gate: found a gate, and no data.test to decide it on"),
     ("teacher: packaged\ndata: {test: small/tset}\n", "did you mean"),

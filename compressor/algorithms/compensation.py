@@ -1,4 +1,4 @@
-"""Making up for cut heads and neurons without training: scales of those that stay, or whole new output matrices."""
+"""Making up without training for heads, neurons and layers that were cut: scales, or whole new output matrices."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compressor.algorithms.calibration import CalibrationBatch
+from compressor.algorithms.calibration import CalibrationBatch, run_layers
 from compressor.algorithms.folding import Inputs
 from compressor.algorithms.linear_fits import Moments, prediction
 from compressor.algorithms.subcloning import Kept
@@ -17,6 +17,8 @@ from compressor.ranker.encoder import Encoder
 from compressor.ranker.spec import LayerSpec
 
 MOST_SCALE = 10.0  # a larger one fits noise
+
+_OUTPUTS = {"attention": "attention.output", "ffn": "ffn.down"}
 
 
 def rescaled(
@@ -60,51 +62,63 @@ def rescaled(
     return scaled
 
 
-def refitted(whole: Encoder, small: Encoder, batches: Sequence[CalibrationBatch]) -> dict[str, Tensor]:
+def refitted(
+    whole: Encoder, small: Encoder, batches: Sequence[CalibrationBatch], stands_for: Sequence[int] | None = None
+) -> dict[str, Tensor]:
     """Return output matrices and biases that bring each block's result near the whole ranker's, layer by layer.
 
     Both run side by side. A block's new matrix is the ridge regression of what the residual stream lacks, behind the
-    whole ranker's block, on what is left of its heads or neurons; so it makes up for what earlier ones missed, too.
+    whole ranker's block, on what is left of its heads or neurons; so it makes up for what earlier ones missed, too, and
+    for whole layers that are missing before it.
 
     Args:
         whole: the ranker as it was.
-        small: the ranker cut, with as many layers; its output matrices are replaced on the way.
+        small: the ranker cut; its output matrices are replaced on the way.
         batches: calibration texts.
+        stands_for: for each layer of ``small``, the layer of ``whole`` behind which both are to be equal, ascending;
+            by default the same one.
 
     Returns:
         By name, weights and biases of ``small``.
     """
     found: dict[str, Tensor] = {}
-    states = [(batch.embedded, batch.embedded) for batch in batches]
-    with torch.no_grad(), progress("Fitting what stays", len(whole.layers)) as advance:
-        for index in range(len(whole.layers)):
-            for kind in ("attention", "ffn"):
-                states = _refit(whole.layers[index], small.layers[index], kind, states, batches, found, index)
+    theirs = own = [batch.embedded for batch in batches]
+    ends = range(len(small.layers)) if stands_for is None else stands_for
+    begin = 0
+    with torch.no_grad(), progress("Fitting what stays", len(small.layers)) as advance:
+        for index, end in enumerate(ends):
+            layer, narrow = whole.layers[end], small.layers[index]
+            if own is theirs and begin == end and layer.spec == narrow.spec:  # nothing was cut so far
+                theirs = own = [run_layers(whole, *pair, [end]) for pair in zip(batches, theirs, strict=True)]
+            else:
+                theirs = [run_layers(whole, *pair, range(begin, end)) for pair in zip(batches, theirs, strict=True)]
+                for kind, output in _OUTPUTS.items():
+                    place = f"layers.{index}.{output}"
+                    theirs, own = _refit(layer, narrow, kind, theirs, own, batches, found, place)
+            begin = end + 1
             advance()
     return found
 
 
 def _refit(
-    whole: Any, small: Any, kind: str, states: Sequence[tuple[Tensor, Tensor]], batches: Sequence[CalibrationBatch],
-    found: dict[str, Tensor], index: int,
-) -> list[tuple[Tensor, Tensor]]:  # fmt: skip
+    whole: Any, small: Any, kind: str, theirs: Sequence[Tensor], own: Sequence[Tensor],
+    batches: Sequence[CalibrationBatch], found: dict[str, Tensor], name: str,
+) -> tuple[list[Tensor], list[Tensor]]:  # fmt: skip
+    """Fit one block's output matrix; returns the states behind it, the whole ranker's and the cut one's."""
     output = small.attention.output if kind == "attention" else small.ffn.down
     moments, wanted = Moments(), []
-    for (theirs, own), batch in zip(states, batches, strict=True):
-        sums = theirs + _block(whole, kind, theirs, batch)[1]
-        read, _ = _block(small, kind, own, batch)
-        moments.add(torch.cat([read, sums - own], dim=1))
+    for before, values, batch in zip(theirs, own, batches, strict=True):
+        sums = before + _block(whole, kind, before, batch)[1]
+        read, _ = _block(small, kind, values, batch)
+        moments.add(torch.cat([read, sums - values], dim=1))
         wanted.append(sums)
     width = output.weight.shape[1]
     factors, constants = prediction(moments, torch.arange(width), centered=output.bias is not None)
-    name = f"layers.{index}.attention.output" if kind == "attention" else f"layers.{index}.ffn.down"
     output.weight.data = found[f"{name}.weight"] = factors[width:].contiguous()
     if output.bias is not None:
         output.bias.data = found[f"{name}.bias"] = constants[width:].contiguous()
-    return [
-        (_behind(whole, kind, sums), _behind(small, kind, own + _block(small, kind, own, batch)[1]))
-        for sums, (_, own), batch in zip(wanted, states, batches, strict=True)
-    ]
+    fitted = [values + _block(small, kind, values, batch)[1] for values, batch in zip(own, batches, strict=True)]
+    return [_behind(whole, kind, sums) for sums in wanted], [_behind(small, kind, sums) for sums in fitted]
 
 
 def _block(layer: Any, kind: str, values: Tensor, batch: CalibrationBatch) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from compressor.errors import RunError
-from compressor.ranker.spec import RankerSpec
+from compressor.ranker.spec import DenseForm, RankerSpec
 from compressor.records import Record
 
 if TYPE_CHECKING:
@@ -217,3 +217,16 @@ def refuse_quantized(spec: RankerSpec, verb: str) -> None:
             fix=f"put {verb} before quantize: its choices are made with exact scores, and rounding is set up "
             "for the final weights",
         )
+
+
+def refuse_factorized_outputs(spec: RankerSpec, verb: str, setting: str = "") -> None:
+    """Refuse to fit output matrices of heads or neurons anew where they are products of two.
+
+    Raises:
+        PlanError: names the layer, and ``setting`` where another value of it would do.
+    """
+    for index, layer in enumerate(spec.layers):
+        if not all(isinstance(one.form, DenseForm) for one in (layer.attention.output, layer.ffn.down)):
+            raise PlanError(
+                f"layer {index} with factorized matrices", fix=f"put {verb} before what factorizes", setting=setting
+            )

@@ -1,13 +1,20 @@
-"""`drop_layers`: fewer layers, by a list, by taking every other one, or by measured importance."""
+"""`drop_layers`: fewer layers, those that stay fitted to do the work of the others too."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import PositiveInt
 
-from compressor.passes.contract import Need, Pass, Promise, Supply, refuse_quantized
+from compressor.passes.contract import (
+    Need,
+    Pass,
+    Promise,
+    Supply,
+    refuse_factorized_outputs,
+    refuse_quantized,
+)
 from compressor.passes.kept_layers import (
     LayerChoice,
     chosen,
@@ -42,6 +49,11 @@ class DropLayers(Pass):
     ``keep``: a list of layer indices from 0; ``every_other`` (the last layer stays, then every second one before it);
     or ``{layers: N, n_pairs: M}``, the N layers whose absence changes the scores of M calibration pairs most.
 
+    ``compensate``: ``refit``, new output matrices in every layer behind the first gap, by regression on calibration
+    pairs, so that each layer that stays brings the states to where it brought them in the whole ranker, and the last
+    one to where the last one did; or ``none``.
+    ``n_pairs``: calibration pairs for that.
+
     Exits go with their layers, and one behind the layer that becomes the last gives way to the head: to have it as the
     head, use `cut_at_exit`.
 
@@ -50,12 +62,16 @@ class DropLayers(Pass):
     """
 
     keep: LayerChoice | MostImportant
+    compensate: Literal["refit", "none"] = "refit"
+    n_pairs: PositiveInt = 256
 
     def needs(self) -> frozenset[Need]:
-        return frozenset({"calibration"} if isinstance(self.keep, MostImportant) else ())
+        return frozenset({"calibration"} if isinstance(self.keep, MostImportant) or self.compensate == "refit" else ())
 
     def plan(self, spec: RankerSpec) -> RankerSpec:
         refuse_quantized(spec, self.verb)
+        if self.compensate == "refit":
+            refuse_factorized_outputs(spec, self.verb, "compensate")
         if isinstance(self.keep, MostImportant):
             refuse_more(self.keep.layers, spec, "keep.layers")
             refuse_exits(spec, self.verb, "keep")
@@ -68,7 +84,28 @@ class DropLayers(Pass):
         else:
             kept = chosen(self.keep, ranker.spec, "keep")
         supply.note("kept_layers", kept)
-        return ranker.changed(spec=cut_spec(ranker.spec, kept), weights=cut_weights(ranker.weights, kept))
+        cut = ranker.changed(spec=cut_spec(ranker.spec, kept), weights=cut_weights(ranker.weights, kept))
+        if self.compensate == "none" or len(kept) == len(ranker.spec.layers):
+            return cut
+        return self._refitted(ranker, cut, kept, supply)
+
+    def _refitted(self, ranker: Ranker, cut: Ranker, kept: Sequence[int], supply: Supply) -> Ranker:
+        from compressor.algorithms.calibration import calibration_batches
+        from compressor.algorithms.compensation import refitted
+
+        stands_for = [*kept[:-1], len(ranker.spec.layers) - 1]
+        weights = dict(cut.weights)
+        last = f"layers.{len(kept) - 1}."
+        if ranker.spec.layers[-1].norm_placement == "post":  # its norms are what it is brought to
+            weights |= {
+                f"{last}{norm}.{kind}": ranker.weights[f"layers.{stands_for[-1]}.{norm}.{kind}"]
+                for norm in ("attention_norm", "ffn_norm")
+                for kind in ("weight", "bias")
+            }
+        batches = calibration_batches(ranker, supply.pairs("calibration", self.n_pairs))
+        cut = cut.changed(weights=weights)
+        fitted = refitted(ranker.module, cut.trainable().eval(), batches, stands_for)
+        return cut.changed(weights={**cut.weights, **fitted})
 
     def promises(self, result: Ranker) -> Sequence[Promise]:
         most = len(result.spec.layers)

@@ -10,10 +10,19 @@ from pydantic import PositiveFloat, PositiveInt
 
 from compressor.algorithms.budgets import BudgetError
 from compressor.errors import Fault, InputError
-from compressor.passes.contract import Need, Pass, PlanError, Promise, Supply, refuse_bi_encoder, refuse_quantized
+from compressor.passes.contract import (
+    Need,
+    Pass,
+    PlanError,
+    Promise,
+    Supply,
+    refuse_bi_encoder,
+    refuse_factorized_outputs,
+    refuse_quantized,
+)
 from compressor.passes.kept_layers import CANDIDATES_OF_A_LIST
 from compressor.passes.width_budget import Budget, Widths, least_widths, shared_widths
-from compressor.ranker.spec import DenseForm, RankerSpec
+from compressor.ranker.spec import RankerSpec
 from compressor.registry import register
 
 if TYPE_CHECKING:
@@ -58,11 +67,7 @@ class PruneWidths(Pass):
     def plan(self, spec: RankerSpec) -> RankerSpec:
         refuse_quantized(spec, self.verb)
         refuse_bi_encoder(spec)
-        for index, layer in enumerate(spec.layers):
-            if not all(isinstance(one.form, DenseForm) for one in (layer.attention.output, layer.ffn.down)):
-                raise PlanError(
-                    f"layer {index} with factorized matrices", fix=f"put {self.verb} before what factorizes"
-                )
+        refuse_factorized_outputs(spec, self.verb)
         if self.rearrange and self.importance not in ("fisher", "taylor"):
             raise PlanError(
                 f"rearrange with importance {self.importance}, which has no gradients of single units to rearrange by",

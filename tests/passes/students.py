@@ -24,7 +24,7 @@ QUICK: dict[str, Any] = {
 
 def cut(teacher: Ranker, kept: list[int]) -> Ranker:
     """Return the teacher's kept layers, with the history that the pipeline would write."""
-    step = DropLayers(keep=tuple(kept))
+    step = DropLayers(keep=tuple(kept), compensate="none")
     record = StageRecord(verb="drop_layers", settings=step.model_dump(mode="json"), notes={"kept_layers": kept})
     student = step.apply(teacher, supply_for(step, None, teacher))
     return student.changed(history=(*teacher.history, record))

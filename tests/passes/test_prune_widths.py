@@ -153,12 +153,9 @@ def test_every_family_can_be_pruned(name, tiny_data):
         assert np.isfinite(small.score(tiny_data.texts(tiny_data.pairs()))).all()
 
 
-def test_a_refit_of_everything_changes_nothing(whole, tiny_data):
+def test_before_anything_is_cut_nothing_is_refitted(whole, tiny_data):
     batches = calibration_batches(whole, tiny_data.texts(tiny_data.pairs()))
-    found = refitted(whole.module, whole.trainable().eval(), batches)
-    assert set(found) == {n for n in whole.weights if ".attention.output." in n or ".ffn.down." in n}
-    again = whole.changed(weights={**whole.weights, **found})
-    assert error(again, whole, tiny_data) < 0.02  # a ridge is not nothing
+    assert not refitted(whole.module, whole.trainable().eval(), batches)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,81 @@
+"""drop_layers: which layers stay is tested elsewhere; here, that those that stay take over the others' work."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from compressor.passes import PlanError
+from compressor.passes.drop_layers import DropLayers
+from compressor.ranker.spec import DenseForm
+from tests import tiny
+from tests.passes.students import applied
+from tests.ranker.cases import SPECS
+
+PLACEMENTS = ("post", "pre")
+
+
+def error(ranker, whole, data):
+    pairs = data.texts(data.pairs())
+    return float(np.sqrt(np.mean((ranker.score(pairs) - whole.score(pairs)) ** 2)))
+
+
+@pytest.fixture(scope="module", params=PLACEMENTS)
+def whole(request):
+    """A ranker of five layers."""
+    layer = tiny.tiny_layer().changed(norm_placement=request.param)
+    return tiny.build_ranker(tiny.tiny_spec(layers=(layer,) * 5), seed=3)
+
+
+@pytest.mark.parametrize("keep", ["every_other", (0, 2, 3, 4), (1, 2), (0, 3)], ids=str)
+def test_refitting_brings_scores_nearer(whole, tiny_data, keep):
+    cut, fitted = (applied(DropLayers(keep=keep, compensate=how), whole, tiny_data) for how in ("none", "refit"))
+    assert fitted.spec == cut.spec
+    assert error(fitted, whole, tiny_data) < 0.85 * error(cut, whole, tiny_data)
+
+
+def test_layers_before_the_first_gap_stay_as_they_are(whole, tiny_data):
+    fitted = applied(DropLayers(keep=(0, 1, 3, 4)), whole, tiny_data)
+    for name, tensor in whole.weights.items():
+        if name.startswith(("layers.0.", "layers.1.", "embeddings.")):
+            assert torch.equal(fitted.weights[name], tensor), name
+    assert not torch.equal(fitted.weights["layers.2.ffn.down.weight"], whole.weights["layers.3.ffn.down.weight"])
+
+
+def test_all_layers_kept_is_no_change(whole):
+    kept = applied(DropLayers(keep=(0, 1, 2, 3, 4)), whole)
+    assert kept.weights.keys() == whole.weights.keys()
+    assert all(torch.equal(kept.weights[name], tensor) for name, tensor in whole.weights.items())
+
+
+def test_layers_that_add_nothing_are_dropped_without_loss(tiny_data):
+    layer = tiny.tiny_layer().changed(norm_placement="pre")
+    whole = tiny.build_ranker(tiny.tiny_spec(layers=(layer,) * 4), seed=3)
+    weights = {
+        name: torch.zeros_like(tensor)
+        if name.startswith(("layers.1.", "layers.2.")) and (".attention.output." in name or ".ffn.down." in name)
+        else tensor
+        for name, tensor in whole.weights.items()
+    }
+    whole = whole.changed(weights=weights)
+    fitted = applied(DropLayers(keep=(0, 3)), whole, tiny_data)
+    spread = whole.score(tiny_data.texts(tiny_data.pairs())).std()
+    assert error(fitted, whole, tiny_data) < 0.05 * spread  # a ridge on 48 pairs is not nothing
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_every_dense_family_is_refitted_and_others_are_refused(name, tiny_data):
+    spec = SPECS[name]
+    whole = tiny.build_ranker(spec.changed(layers=spec.layers[-1:] * 3), seed=5)
+    step = DropLayers(keep=(0, 2))
+    outputs = [one for each in spec.layers[-1:] for one in (each.attention.output, each.ffn.down)]
+    if all(isinstance(one.form, DenseForm) for one in outputs):
+        fitted = applied(step, whole, tiny_data)
+        assert error(fitted, whole, tiny_data) < error(
+            applied(DropLayers(keep=(0, 2), compensate="none"), whole, tiny_data), whole, tiny_data
+        )
+    else:
+        with pytest.raises(PlanError, match="factorized") as caught:
+            step.plan(whole.spec)
+        assert caught.value.setting == "compensate"
