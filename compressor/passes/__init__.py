@@ -2,6 +2,7 @@
 
 from compressor.passes import (
     add_exits,
+    calibrate_scores,
     cut_at_exit,
     distill,
     drop_layers,
@@ -21,6 +22,7 @@ __all__ = [
     "Promise",
     "Supply",
     "add_exits",
+    "calibrate_scores",
     "cut_at_exit",
     "distill",
     "drop_layers",

@@ -134,6 +134,13 @@ CASES = {
         no_mask="exits remove nothing",
         mistyped={"layer": [0]},
     ),
+    "calibrate_scores": Case(
+        neutral={"fit": "none"},
+        active={"to": {"mean": 0, "deviation": 1}, "n_pairs": 16},
+        no_mask="nothing is removed",
+        no_promise="whatever changes scores may change their scale",
+        mistyped={"fits": "shift"},
+    ),
     "cut_at_exit": Case(
         neutral={"layer": 1},
         active={"layer": 0},
