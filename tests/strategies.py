@@ -121,12 +121,14 @@ class Parts:
         )
 
     def layer(self, width: int, may_exit: bool) -> LayerSpec:
+        is_post = self.draw(st.booleans())
+        attends, feeds = (self.draw(st.sampled_from([True, True, True, True, False])) for _ in range(2))
         return LayerSpec(
-            norm_placement=self.draw(st.sampled_from(["post", "pre"])),
-            attention=self.attention(width),
-            attention_norm=self.draw(SOME_NORM),
-            ffn=self.feed_forward(width),
-            ffn_norm=self.draw(SOME_NORM),
+            norm_placement="post" if is_post else "pre",
+            attention=self.attention(width) if attends else None,
+            attention_norm=self.draw(SOME_NORM) if attends or is_post else None,
+            ffn=self.feed_forward(width) if feeds else None,
+            ffn_norm=self.draw(SOME_NORM) if feeds or is_post else None,
             exit=self.classifier(width) if may_exit and self.draw(st.booleans()) else None,
         )
 

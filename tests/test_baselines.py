@@ -46,6 +46,7 @@ def test_a_failed_export_leaves_nothing(tmp_path, tiny_ranker, monkeypatch):
 
 def test_a_teacher_without_a_stock_form_is_refused():
     wide, layer = tiny_spec(), tiny_layer()
+    assert layer.ffn
     narrow = layer.changed(
         ffn=layer.ffn.changed(up=layer.ffn.up.changed(outputs=8), down=layer.ffn.down.changed(inputs=8))
     )

@@ -54,8 +54,8 @@ def measure_activations(module: Encoder, batches: Sequence[CalibrationBatch]) ->
     tiny = torch.finfo(torch.float32).tiny
     return ActivationStatistics(
         residual=torch.stack([total / total.mean().clamp(min=tiny) for total in states]).mean(dim=0),
-        heads=[sums[f"layers.{i}.attention.output"] / n_tokens for i in range(len(module.layers))],
-        neurons=[sums[f"layers.{i}.ffn.down"] / n_tokens for i in range(len(module.layers))],
+        heads=[sums.mean(f"layers.{i}.attention.output", n_tokens) for i in range(len(module.layers))],
+        neurons=[sums.mean(f"layers.{i}.ffn.down", n_tokens) for i in range(len(module.layers))],
         pooled={name.removesuffix(".output"): sums[name] * _output_weight(part) for name, part in _scorers(module)},
     )
 
@@ -63,6 +63,10 @@ def measure_activations(module: Encoder, batches: Sequence[CalibrationBatch]) ->
 class _Sums(dict[str, Tensor]):
     def add(self, name: str, values: Tensor) -> None:
         self[name] = self[name] + values if name in self else values
+
+    def mean(self, name: str, n_tokens: int) -> Tensor:
+        """Return the mean over tokens; of a block that a layer has not, nothing."""
+        return self[name] / n_tokens if name in self else torch.zeros(0)
 
 
 def _output_weight(part: Any) -> Tensor:
@@ -86,8 +90,10 @@ def _watched(module: Encoder, sums: _Sums) -> Iterator[None]:
     layers: Iterable[Any] = module.layers
     hooks = []
     for index, layer in enumerate(layers):
-        hooks.append(watch(layer.attention.output, f"layers.{index}.attention.output", _norms(layer.spec)))
-        hooks.append(watch(layer.ffn.down, f"layers.{index}.ffn.down", _sizes))
+        if layer.attention:
+            hooks.append(watch(layer.attention.output, f"layers.{index}.attention.output", _norms(layer.spec)))
+        if layer.ffn:
+            hooks.append(watch(layer.ffn.down, f"layers.{index}.ffn.down", _sizes))
     hooks += [watch(part, name, _sizes) for name, part in _scorers(module)]
     try:
         yield
@@ -97,7 +103,7 @@ def _watched(module: Encoder, sums: _Sums) -> Iterator[None]:
 
 
 def _norms(layer: LayerSpec) -> Callable[[Tensor], Tensor]:
-    return lambda mixed: mixed.unflatten(-1, (layer.attention.heads, -1)).norm(dim=-1).sum(dim=0)
+    return lambda mixed: mixed.unflatten(-1, (layer.heads, -1)).norm(dim=-1).sum(dim=0)
 
 
 def _sizes(values: Tensor) -> Tensor:

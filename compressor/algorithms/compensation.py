@@ -41,10 +41,12 @@ def rescaled(
     scaled: dict[str, Tensor] = {}
     for index, layer in enumerate(layers):
         for part, group, units in (
-            ("attention.output", layer.attention.head_width, kept.heads[index]),
+            ("attention.output", layer.head_width, kept.heads[index]),
             ("ffn.down", 1, kept.neurons[index]),
         ):
             name = f"layers.{index}.{part}"
+            if not len(units):
+                continue
             weight = weights[f"{name}.weight"]
             # Not the covariance: the bias stays as it is, so what is cut takes its constant part with it.
             products = (weight.double().T @ weight.double()) * inputs[name].second(centered=False)
@@ -105,13 +107,14 @@ def _refit(
     batches: Sequence[CalibrationBatch], found: dict[str, Tensor], name: str,
 ) -> tuple[list[Tensor], list[Tensor]]:  # fmt: skip
     """Fit one block's output matrix; returns the states behind it, the whole ranker's and the cut one's."""
-    output = small.attention.output if kind == "attention" else small.ffn.down
-    moments, wanted = Moments(), []
-    for before, values, batch in zip(theirs, own, batches, strict=True):
-        sums = before + _block(whole, kind, before, batch)[1]
+    wanted = [before + _block(whole, kind, before, batch)[1] for before, batch in zip(theirs, batches, strict=True)]
+    if getattr(small, kind) is None:
+        return [_behind(whole, kind, sums) for sums in wanted], [_behind(small, kind, values) for values in own]
+    output = _output(small, kind)
+    moments = Moments()
+    for sums, values, batch in zip(wanted, own, batches, strict=True):
         read, _ = _block(small, kind, values, batch)
         moments.add(torch.cat([read, sums - values], dim=1))
-        wanted.append(sums)
     width = output.weight.shape[1]
     factors, constants = prediction(moments, torch.arange(width), centered=output.bias is not None)
     output.weight.data = found[f"{name}.weight"] = factors[width:].contiguous()
@@ -122,10 +125,11 @@ def _refit(
 
 
 def _block(layer: Any, kind: str, values: Tensor, batch: CalibrationBatch) -> tuple[Tensor, Tensor]:
-    """Return what a block's output matrix reads, and what it writes."""
+    """Return what a block's output matrix reads, and what it writes; nothing and zeros where the layer has no block."""
+    if getattr(layer, kind) is None:
+        return values[:, :0], torch.zeros_like(values)
     seen: list[Tensor] = []
-    output = layer.attention.output if kind == "attention" else layer.ffn.down
-    hook = output.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    hook = _output(layer, kind).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     is_pre = layer.spec.norm_placement == "pre"
     try:
         if kind == "attention":
@@ -135,6 +139,10 @@ def _block(layer: Any, kind: str, values: Tensor, batch: CalibrationBatch) -> tu
     finally:
         hook.remove()
     return seen[0], written
+
+
+def _output(layer: Any, kind: str) -> Any:
+    return layer.attention.output if kind == "attention" else layer.ffn.down
 
 
 def _behind(layer: Any, kind: str, sums: Tensor) -> Tensor:

@@ -62,26 +62,31 @@ def most_predictive(inputs: Inputs, weights: Mapping[str, Tensor], spec: RankerS
         small: the shape that is wanted.
     """
 
-    def site(*names: str) -> tuple[Tensor, Tensor]:
+    def sites(*names: str) -> list[tuple[Tensor, Tensor]]:
+        """Return what some linears read together: one site, or none where a layer has no such linear."""
+        names = tuple(name for name in names if name in inputs)
+        if not names:
+            return []
         reader = torch.cat([_matrix(weights, name) for name in names])
-        return inputs[names[0]].second(centered=f"{names[0]}.bias" in weights), reader
+        return [(inputs[names[0]].second(centered=f"{names[0]}.bias" in weights), reader)]
 
     stream, heads, neurons = [], [], []
     for index, (layer, narrow) in enumerate(zip(spec.layers, small.layers, strict=True)):
         attention, ffn = f"layers.{index}.attention", f"layers.{index}.ffn"
-        stream.append(site(*(f"{attention}.{name}" for name in ("query", "key", "value"))))
-        stream.append(site(f"{ffn}.up", *([f"{ffn}.gate"] if layer.ffn.gate else [])))
-        heads.append(_chosen([site(f"{attention}.output")], narrow.attention.heads, layer.attention.head_width))
-        neurons.append(_chosen([site(f"{ffn}.down")], narrow.ffn.width))
-    stream += [site(f"{name}.{'dense' if head.dense else 'output'}") for name, head in heads_of(spec)]
+        stream += sites(*(f"{attention}.{name}" for name in ("query", "key", "value")))
+        stream += sites(f"{ffn}.up", f"{ffn}.gate")
+        heads.append(_chosen(sites(f"{attention}.output"), narrow.heads, layer.head_width))
+        neurons.append(_chosen(sites(f"{ffn}.down"), narrow.ffn_width))
+    for name, head in heads_of(spec):
+        stream += sites(f"{name}.{'dense' if head.dense else 'output'}")
     pooled = {
-        name: _chosen([site(f"{name}.output")], head.dense.outputs) for name, head in heads_of(small) if head.dense
+        name: _chosen(sites(f"{name}.output"), head.dense.outputs) for name, head in heads_of(small) if head.dense
     }
     return Kept(residual=_chosen(stream, small.width), heads=heads, neurons=neurons, pooled=pooled)
 
 
 def _chosen(sites: Sequence[tuple[Tensor, Tensor]], count: int, group: int = 1) -> Tensor:
-    if count * group == sites[0][1].shape[1]:
+    if not sites or count * group in (0, sites[0][1].shape[1]):
         return torch.arange(count)
     return most_telling([second for second, _ in sites], [reader for _, reader in sites], count, group)
 
@@ -97,7 +102,8 @@ def folded(spec: RankerSpec, weights: Mapping[str, Tensor], kept: Kept, inputs: 
     """
     small = sliced(spec, weights, kept)
     for name, (outputs, read) in axes_of(spec, kept):
-        if read is not None and name in inputs:
+        is_left = f"{name}.weight" in small or f"{name}.down" in small
+        if read is not None and name in inputs and is_left:
             _fold(small, weights, name, outputs, prediction(inputs[name], read, centered=f"{name}.bias" in weights))
     return small
 

@@ -46,8 +46,8 @@ def measure_score_gradients(module: Encoder, batches: Sequence[CalibrationBatch]
     n_pairs = sum(len(batch.rows) for batch in batches)
     layers: list[Any] = list(module.layers)
     scores = torch.empty(n_pairs)
-    heads = [torch.empty(n_pairs, layer.spec.attention.heads) for layer in layers]
-    neurons = [torch.empty(n_pairs, layer.spec.ffn.width) for layer in layers]
+    heads = [torch.empty(n_pairs, layer.spec.heads) for layer in layers]
+    neurons = [torch.empty(n_pairs, layer.spec.ffn_width) for layer in layers]
     products = {kind: [torch.zeros(module.spec.width, module.spec.width) for _ in layers] for kind in _BLOCKS}
     with progress("Measuring gradients", len(batches)) as advance:
         for batch in batches:
@@ -59,9 +59,11 @@ def measure_score_gradients(module: Encoder, batches: Sequence[CalibrationBatch]
             for index, layer in enumerate(layers):
                 for kind, found in (("attention", heads), ("ffn", neurons)):
                     part = (index, kind, "read")
+                    if part not in gradients:
+                        continue
                     by_token = read[part].detach() * gradients[part]
                     if kind == "attention":
-                        by_token = by_token.unflatten(1, (layer.spec.attention.heads, -1)).sum(dim=2)
+                        by_token = by_token.unflatten(1, (layer.spec.heads, -1)).sum(dim=2)
                     sums = torch.zeros(len(batch.rows), by_token.shape[1]).index_add_(0, row_of, by_token)
                     found[index][batch.rows] = sums
                     gradient = gradients[index, kind, "written"]
@@ -84,8 +86,10 @@ def _forward(module: Encoder, batch: CalibrationBatch) -> tuple[Tensor, _Values,
     layers: Iterable[Any] = module.layers
     with torch.enable_grad(), ExitStack() as hooks:
         for index, layer in enumerate(layers):
-            for kind, part in (("attention", layer.attention.output), ("ffn", layer.ffn.down)):
-                hooks.enter_context(_kept(part, read, written, (index, kind)))
+            if layer.attention:
+                hooks.enter_context(_kept(layer.attention.output, read, written, (index, "attention")))
+            if layer.ffn:
+                hooks.enter_context(_kept(layer.ffn.down, read, written, (index, "ffn")))
         layout = TokenLayout.of(batch.inputs["attention_mask"])  # the batch's own was made where nothing is recorded
         values = batch.embedded.clone().requires_grad_()
         for layer in layers:

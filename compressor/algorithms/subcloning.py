@@ -38,8 +38,8 @@ def most_active(statistics: ActivationStatistics, spec: RankerSpec, small: Ranke
     layers = list(zip(small.layers, statistics.heads, statistics.neurons, strict=True))
     return Kept(
         residual=_largest(statistics.residual, small.width),
-        heads=[_largest(heads, layer.attention.heads) for layer, heads, _ in layers],
-        neurons=[_largest(neurons, layer.ffn.width) for layer, _, neurons in layers],
+        heads=[_largest(heads, layer.heads) for layer, heads, _ in layers],
+        neurons=[_largest(neurons, layer.ffn_width) for layer, _, neurons in layers],
         pooled={
             name: _largest(statistics.pooled[name], head.dense.outputs) for name, head in heads_of(small) if head.dense
         },
@@ -67,8 +67,22 @@ def sliced(spec: RankerSpec, weights: Mapping[str, Tensor], kept: Kept) -> dict[
         weights: canonical weights.
         kept: indices; their order is the new order.
     """
-    axes = dict(axes_of(spec, kept))
-    return {name: _sliced(name, tensor, *axes[name.rpartition(".")[0]]) for name, tensor in weights.items()}
+    axes, gone = dict(axes_of(spec, kept)), tuple(_gone(spec, kept))
+    return {
+        name: _sliced(name, tensor, *axes[name.rpartition(".")[0]])
+        for name, tensor in weights.items()
+        if not name.startswith(gone)
+    }
+
+
+def _gone(spec: RankerSpec, kept: Kept) -> Iterator[str]:
+    """Yield what the names of weights begin with that belong to a block of which nothing stays."""
+    for index, layer in enumerate(spec.layers):
+        for block, units in (("attention", kept.heads[index]), ("ffn", kept.neurons[index])):
+            if not len(units):
+                yield f"layers.{index}.{block}."
+                if layer.norm_placement == "pre":
+                    yield f"layers.{index}.{block}_norm."
 
 
 def _sliced(name: str, tensor: Tensor, outputs: Tensor | None, inputs: Tensor | None) -> Tensor:
@@ -89,7 +103,7 @@ def axes_of(spec: RankerSpec, kept: Kept) -> Iterator[tuple[str, Axes]]:
     yield "embeddings.norm", (embedded, None)
     yield "embeddings.project", (stream, None)
     for index, layer in enumerate(spec.layers):
-        head_width, neurons = layer.attention.head_width, kept.neurons[index]
+        head_width, neurons = layer.head_width, kept.neurons[index]
         mixed = (kept.heads[index][:, None] * head_width + torch.arange(head_width)).flatten()
         for name in ("query", "key", "value"):
             yield f"layers.{index}.attention.{name}", (mixed, stream)

@@ -92,17 +92,20 @@ def ranked_widths(importance: Importance, evidence: Evidence) -> tuple[list[Rank
     ``wanda``: the size of what a part writes (arXiv 2306.11695, summed over a part).
     ``magnitude``: the norms of the matrices that write and read a part.
     """
-    heads, neurons = [], []
+    heads: list[Ranking] = []
+    neurons: list[Ranking] = []
     measure = _MEASURES.get(importance)
     with progress(f"Ranking widths ({importance})", len(evidence.spec.layers)) as advance:
         for index, layer in enumerate(evidence.spec.layers):
-            head_width = layer.attention.head_width
-            if measure is None:
-                heads.append(_predicted(evidence, index, "attention.output", head_width))
-                neurons.append(_predicted(evidence, index, "ffn.down", 1))
-            else:
-                heads.append(_alone(measure(evidence, index, "attention.output", head_width)))
-                neurons.append(_alone(measure(evidence, index, "ffn.down", 1)))
+            for found, part, units, group in (
+                (heads, "attention.output", layer.heads, layer.head_width), (neurons, "ffn.down", layer.ffn_width, 1),
+            ):  # fmt: skip
+                if not units:
+                    found.append(_alone(torch.zeros(0)))
+                elif measure is None:
+                    found.append(_predicted(evidence, index, part, group))
+                else:
+                    found.append(_alone(measure(evidence, index, part, group)))
             advance()
     return heads, neurons
 

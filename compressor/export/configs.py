@@ -35,7 +35,7 @@ def write_config(ranker: Ranker) -> dict[str, Any]:
     asked = {
         "hidden_size": spec.width,
         "num_hidden_layers": len(spec.layers),
-        "num_attention_heads": spec.layers[0].attention.heads,
+        "num_attention_heads": spec.first_attention.heads if spec.first_attention else 1,
         "vocab_size": spec.embeddings.tokens.rows,
         "max_position_embeddings": positions.rows if positions else spec.max_length,
         "pad_token_id": spec.pad_id,

@@ -33,17 +33,6 @@ def norm(graph: Graph, name: str, key: str, spec: NormSpec | None, weights: Weig
     return graph.node("Mul", [graph.node("Div", [values, root], f"{name}.unit"), gain], name)
 
 
-def residual_norm(
-    graph: Graph, name: str, key: str, spec: NormSpec | None, weights: Weights, product: Product, residual: str
-) -> str:
-    """Write ``norm(product + bias + residual)``.
-
-    As two ops: ONNX Runtime's SkipLayerNormalization takes five times as long as both together on the CPU.
-    """
-    total = graph.node("Add", [add_bias(graph, f"{name}.biased", product), residual], f"{name}.residual")
-    return norm(graph, name, key, spec, weights, total)
-
-
 def activate(graph: Graph, name: str, kind: Activation, product: Product) -> str:
     """Write an activation of ``product + bias``; ``gelu`` is the exact one with the error function."""
     if graph.fused and kind in ("gelu", "gelu_tanh"):
@@ -97,21 +86,24 @@ def layer(
     """Write one layer, ``[T, width] -> [T, width]``, or ``-> [B, width]`` with ``first_only``."""
     name, key = f"layer.{index}", f"layers.{index}"
     residual = first_tokens(graph, layout, values, f"{name}.first") if first_only else values
-    normed = values
-    if spec.norm_placement == "pre":
-        normed = norm(graph, f"{name}.attention_norm", f"{key}.attention_norm", spec.attention_norm, weights, values)
-    mixed = attention(
-        graph, f"{name}.attention", f"{key}.attention", spec.attention, weights, normed, layout, first_only
-    )
-    if spec.norm_placement == "post":
-        values = residual_norm(
-            graph, f"{name}.attention_norm", f"{key}.attention_norm", spec.attention_norm, weights, mixed, residual
+
+    def normed(block: str, block_norm: NormSpec | None, values: str, when: str) -> str:
+        if spec.norm_placement != when:
+            return values
+        return norm(graph, f"{name}.{block}_norm", f"{key}.{block}_norm", block_norm, weights, values)
+
+    def added(block: str, product: Product, residual: str) -> str:
+        """As two ops: ONNX Runtime's SkipLayerNormalization takes five times as long as both together on the CPU."""
+        return graph.node("Add", [add_bias(graph, f"{name}.{block}.biased", product), residual], f"{name}.{block}.sum")
+
+    if spec.attention:
+        read = normed("attention", spec.attention_norm, values, "pre")
+        mixed = attention(
+            graph, f"{name}.attention", f"{key}.attention", spec.attention, weights, read, layout, first_only
         )
-        product = feed_forward(graph, f"{name}.ffn", f"{key}.ffn", spec.ffn, weights, values)
-        return residual_norm(graph, f"{name}.ffn_norm", f"{key}.ffn_norm", spec.ffn_norm, weights, product, values)
-    values = graph.node(
-        "Add", [add_bias(graph, f"{name}.attention.biased", mixed), residual], f"{name}.attention.residual"
-    )
-    normed = norm(graph, f"{name}.ffn_norm", f"{key}.ffn_norm", spec.ffn_norm, weights, values)
-    product = feed_forward(graph, f"{name}.ffn", f"{key}.ffn", spec.ffn, weights, normed)
-    return graph.node("Add", [add_bias(graph, f"{name}.ffn.biased", product), values], f"{name}.residual")
+        residual = added("attention", mixed, residual)
+    values = residual = normed("attention", spec.attention_norm, residual, "post")
+    if spec.ffn:
+        read = normed("ffn", spec.ffn_norm, values, "pre")
+        residual = added("ffn", feed_forward(graph, f"{name}.ffn", f"{key}.ffn", spec.ffn, weights, read), values)
+    return normed("ffn", spec.ffn_norm, residual, "post")

@@ -53,14 +53,14 @@ def _read(config: Config) -> RankerSpec:
 
 
 def _write(spec: RankerSpec) -> dict[str, Any]:
-    first, embeddings = spec.layers[0], spec.embeddings
+    embeddings, attention, ffn = spec.embeddings, spec.first_attention, spec.first_ffn
     return {
         "vocab_size": embeddings.tokens.rows,
         "dim": spec.width,
         "n_layers": len(spec.layers),
-        "n_heads": first.attention.heads,
-        "hidden_dim": first.ffn.width,
-        "activation": stock_activation(first.ffn.activation),
+        "n_heads": attention.heads if attention else 1,
+        "hidden_dim": ffn.width if ffn else spec.width,
+        "activation": stock_activation(ffn.activation) if ffn else "gelu",
         "dropout": spec.dropout.hidden,
         "attention_dropout": spec.dropout.attention,
         "seq_classif_dropout": spec.dropout.head,

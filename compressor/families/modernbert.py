@@ -106,26 +106,27 @@ def _rope_base(config: Config, kind: str) -> float:
 
 def _write(spec: RankerSpec) -> dict[str, Any]:
     first = spec.layers[0]
-    patterns = [layer.attention.pattern for layer in spec.layers]
+    attention, ffn = spec.first_attention, spec.first_ffn
+    patterns = [layer.attention.pattern if layer.attention else FullPattern() for layer in spec.layers]
     kinds = ["sliding_attention" if isinstance(p, WindowPattern) else "full_attention" for p in patterns]
     windows = [p.reach for p in patterns if isinstance(p, WindowPattern)]
     bases = {kind: default for kind, (_, default) in _BASES.items()}
     for layer, kind in zip(spec.layers, kinds, strict=True):
-        if layer.attention.positions:
+        if layer.attention and layer.attention.positions:
             bases[kind] = layer.attention.positions.base
     head = spec.head if isinstance(spec.head, ClassifierHead) else None
     norm = first.ffn_norm
     return {
         "vocab_size": spec.embeddings.tokens.rows,
         "hidden_size": spec.width,
-        "intermediate_size": first.ffn.width,
+        "intermediate_size": ffn.width if ffn else spec.width,
         "num_hidden_layers": len(spec.layers),
-        "num_attention_heads": first.attention.heads,
-        "hidden_activation": stock_activation(first.ffn.activation),
+        "num_attention_heads": attention.heads if attention else 1,
+        "hidden_activation": stock_activation(ffn.activation) if ffn else "gelu",
         "norm_eps": norm.epsilon if norm else 1e-5,
         "norm_bias": norm.bias if norm else False,
-        "attention_bias": first.attention.query.bias,
-        "mlp_bias": first.ffn.up.bias,
+        "attention_bias": bool(attention and attention.query.bias),
+        "mlp_bias": bool(ffn and ffn.up.bias),
         "layer_types": kinds,
         "rope_parameters": {kind: {"rope_type": "default", "rope_theta": base} for kind, base in bases.items()},
         "local_attention": 2 * windows[0] if windows else 128,

@@ -110,15 +110,15 @@ def read_encoder(config: Config, **parts: Any) -> RankerSpec:
 
 def write_encoder(spec: RankerSpec) -> dict[str, Any]:
     """Return the shared fields of the config, those of all layers from the first."""
-    first, embeddings = spec.layers[0], spec.embeddings
-    norm = first.ffn_norm
+    embeddings, attention, ffn = spec.embeddings, spec.first_attention, spec.first_ffn
+    norm = spec.layers[0].ffn_norm
     return {
         "vocab_size": embeddings.tokens.rows,
         "hidden_size": spec.width,
         "num_hidden_layers": len(spec.layers),
-        "num_attention_heads": first.attention.heads,
-        "intermediate_size": first.ffn.width,
-        "hidden_act": stock_activation(first.ffn.activation),
+        "num_attention_heads": attention.heads if attention else 1,
+        "intermediate_size": ffn.width if ffn else spec.width,
+        "hidden_act": stock_activation(ffn.activation) if ffn else "gelu",
         "hidden_dropout_prob": spec.dropout.hidden,
         "attention_probs_dropout_prob": spec.dropout.attention,
         "classifier_dropout": spec.dropout.head,

@@ -226,7 +226,8 @@ def refuse_factorized_outputs(spec: RankerSpec, verb: str, setting: str = "") ->
         PlanError: names the layer, and ``setting`` where another value of it would do.
     """
     for index, layer in enumerate(spec.layers):
-        if not all(isinstance(one.form, DenseForm) for one in (layer.attention.output, layer.ffn.down)):
+        outputs = [layer.attention and layer.attention.output, layer.ffn and layer.ffn.down]
+        if not all(isinstance(one.form, DenseForm) for one in outputs if one):
             raise PlanError(
                 f"layer {index} with factorized matrices", fix=f"put {verb} before what factorizes", setting=setting
             )

@@ -119,8 +119,8 @@ class PruneWidths(Pass):
         if self.compensate == "refit":
             cut = cut.changed(weights={**cut.weights, **refitted(ranker.module, cut.trainable().eval(), batches)})
         share = self.budget.cost(small, n_tokens) / self.budget.cost(ranker.spec, n_tokens)
-        supply.note("heads", [layer.attention.heads for layer in small.layers])
-        supply.note("ffn_widths", [layer.ffn.width for layer in small.layers])
+        supply.note("heads", [layer.heads for layer in small.layers])
+        supply.note("ffn_widths", [layer.ffn_width for layer in small.layers])
         supply.note("mean_tokens", n_tokens)
         supply.note("kept_share", round(share, 4))
         return cut
@@ -177,11 +177,11 @@ class PruneWidths(Pass):
 
         return Kept(
             residual=torch.arange(small.width),
-            heads=first(heads, [layer.attention.heads for layer in small.layers], "attention.output"),
-            neurons=first(neurons, [layer.ffn.width for layer in small.layers], "ffn.down"),
+            heads=first(heads, [layer.heads for layer in small.layers], "attention.output"),
+            neurons=first(neurons, [layer.ffn_width for layer in small.layers], "ffn.down"),
             pooled={name: torch.arange(head.dense.outputs) for name, head in heads_of(small) if head.dense},
         )
 
 
 def _widths_of(spec: RankerSpec) -> list[int]:
-    return [layer.attention.heads for layer in spec.layers] + [layer.ffn.width for layer in spec.layers]
+    return [layer.heads for layer in spec.layers] + [layer.ffn_width for layer in spec.layers]

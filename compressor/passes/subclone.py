@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from compressor.passes.contract import Need, Pass, PlanError, Promise, Supply, refuse_quantized
 from compressor.passes.kept_layers import (
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from compressor.ranker.ranker import Ranker
 
-Counts = PositiveInt | Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
+Counts = PositiveInt | Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
 
 
 @register("subclone")
@@ -34,8 +34,9 @@ class Subclone(Pass):
     """Make a ranker of fewer residual dimensions, heads, neurons and layers out of the most active parts of this one.
 
     ``width``: residual dimensions, one choice for all layers. ``heads``, ``ffn_width``: one number, or one for each
-    layer that stays. ``layers``: a list of indices, ``every_other``, or how many: those whose absence changes scores
-    most. What is not given stays as it is; heads keep their width.
+    layer that stays, where 0 takes its attention or its feed-forward away. ``layers``: a list of indices,
+    ``every_other``, or how many: those whose absence changes scores most. What is not given stays as it is; heads keep
+    their width.
     ``n_pairs``: calibration pairs on which activity, and layers, are measured.
     ``weights``: ``subcloned``, cut out as they are; ``folded``, with predictions of what is left out folded into them
     and norms fitted, and the parts that stay chosen by how well they predict the others; ``random``: the same shape
@@ -101,8 +102,8 @@ class Subclone(Pass):
         return narrowed(
             spec,
             width=self.width or spec.width,
-            heads=_counts("heads", self.heads, [layer.attention.heads for layer in spec.layers]),
-            ffn_widths=_counts("ffn_width", self.ffn_width, [layer.ffn.width for layer in spec.layers]),
+            heads=_counts("heads", self.heads, [layer.heads for layer in spec.layers]),
+            ffn_widths=_counts("ffn_width", self.ffn_width, [layer.ffn_width for layer in spec.layers]),
         )
 
     def _subcloned(
@@ -118,7 +119,8 @@ class Subclone(Pass):
             inputs = of_layers(measure_inputs(ranker.module, batches), layers)
             kept = most_predictive(inputs, cut.weights, cut.spec, small)
             norms = fitted_norms(ranker.module, batches, cut.spec, kept, layers)
-            return folded(cut.spec, cut.weights, kept, inputs) | norms
+            weights = folded(cut.spec, cut.weights, kept, inputs)
+            return weights | {name: tensor for name, tensor in norms.items() if name in weights}
         statistics = measure_activations(ranker.module, batches)
         kept = most_active(kept_of_layers(statistics, layers), cut.spec, small)
         return sliced(cut.spec, cut.weights, kept)
@@ -132,7 +134,7 @@ def _counts(setting: str, wanted: int | tuple[int, ...] | None, found: list[int]
     """
     if wanted is None:
         return found
-    counts = [wanted] * len(found) if isinstance(wanted, int) else list(wanted)
+    counts = [wanted if most else 0 for most in found] if isinstance(wanted, int) else list(wanted)
     if len(counts) != len(found):
         allowed = f"one number, or {len(found)}: one for each layer that stays"
         raise PlanError(f"{len(counts)} numbers for {len(found)} layers", allowed=allowed, setting=setting)

@@ -116,8 +116,14 @@ def _relations(step: Distill, ranker: Ranker, teacher: Ranker) -> RelationMatch 
 def _relation_heads(
     step: Distill, relations: Relations, layers: dict[int, int], ranker: Ranker, teacher: Ranker
 ) -> int:
-    attentions = [ranker.spec.layers[layer].attention for layer in layers]
-    attentions += [teacher.spec.layers[layer].attention for layer in layers.values()]
+    attentions = []
+    for name, model, chosen in (("ranker", ranker, list(layers)), ("teacher", teacher, list(layers.values()))):
+        for layer in chosen:
+            attention = model.spec.layers[layer].attention
+            if attention is None:
+                found = f"layer {layer} of the {name}, which has no attention"
+                raise step.fault("representations.relations.layers", found, allowed="layers with attention")
+            attentions.append(attention)
     shared = math.gcd(*(attention.heads * attention.head_width for attention in attentions))
     heads = relations.heads or math.gcd(shared, attentions[0].heads)
     if shared % heads:

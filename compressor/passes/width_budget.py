@@ -58,12 +58,12 @@ class Widths(NamedTuple):
 
 def head_counts(layer: LayerSpec) -> list[int]:
     """Return how many heads a layer may keep, ascending."""
-    return list(range(1, layer.attention.heads + 1))
+    return list(range(1, layer.heads + 1))
 
 
 def neuron_counts(layer: LayerSpec, round_to: int) -> list[int]:
     """Return how many neurons a layer may keep, ascending: multiples, and all."""
-    return sorted({*range(round_to, layer.ffn.width, round_to), layer.ffn.width})
+    return sorted({*range(round_to, layer.ffn_width, round_to), layer.ffn_width})
 
 
 def least_widths(spec: RankerSpec, round_to: int) -> Widths:

@@ -24,11 +24,12 @@ def macs(spec: RankerSpec, n_tokens: int) -> int:
     for index, layer in enumerate(spec.layers):
         last = index == len(spec.layers) - 1 and spec.reads_first_token_only
         asking = 1 if last else n_tokens
-        a, f = layer.attention, layer.ffn
-        per_asking = [a.query, a.output, f.up, f.down] + ([f.gate] if f.gate else [])
-        total += sum(linear_macs(linear) for linear in per_asking) * asking
-        total += (linear_macs(a.key) + linear_macs(a.value)) * n_tokens
-        total += 2 * asking * n_tokens * a.heads * a.head_width
+        if a := layer.attention:
+            total += (linear_macs(a.query) + linear_macs(a.output)) * asking
+            total += (linear_macs(a.key) + linear_macs(a.value)) * n_tokens
+            total += 2 * asking * n_tokens * a.heads * a.head_width
+        if f := layer.ffn:
+            total += (linear_macs(f.up) + linear_macs(f.down) + (linear_macs(f.gate) if f.gate else 0)) * asking
     if isinstance(spec.head, ClassifierHead):
         total += linear_macs(spec.head.output) + (linear_macs(spec.head.dense) if spec.head.dense else 0)
     return total
@@ -46,12 +47,10 @@ def linears_of(spec: RankerSpec) -> Iterator[tuple[str, LinearSpec]]:
     if spec.embeddings.project:
         yield "embeddings.project", spec.embeddings.project
     for index, layer in enumerate(spec.layers):
-        for name in ("query", "key", "value", "output"):
-            yield f"layers.{index}.attention.{name}", getattr(layer.attention, name)
-        for name in ("gate", "up", "down"):
-            linear = getattr(layer.ffn, name)
-            if linear:
-                yield f"layers.{index}.ffn.{name}", linear
+        for block, names in (("attention", ("query", "key", "value", "output")), ("ffn", ("gate", "up", "down"))):
+            for name in names:
+                if linear := getattr(getattr(layer, block), name, None):
+                    yield f"layers.{index}.{block}.{name}", linear
         if layer.exit:
             yield from _linears_of_head(f"layers.{index}.exit", layer.exit)
     if isinstance(spec.head, ClassifierHead):

@@ -52,7 +52,7 @@ class FeedForward(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention and feed-forward, each with its residual, normed before or after.
+    """Attention and feed-forward, each with its residual, normed before or after; either may be absent.
 
     ``exit`` is the head that scores from this layer's states, if there is one; the layer itself never runs it.
     """
@@ -60,20 +60,21 @@ class Layer(nn.Module):
     def __init__(self, spec: LayerSpec, width: int, dropout: DropoutSpec, exit_head: nn.Module | None = None) -> None:
         super().__init__()
         self.spec = spec
-        self.attention = Attention(spec.attention, dropout.attention)
+        self.attention = Attention(spec.attention, dropout.attention) if spec.attention else None
         self.attention_norm = build_norm(spec.attention_norm, width)
-        self.ffn = FeedForward(spec.ffn)
+        self.ffn = FeedForward(spec.ffn) if spec.ffn else None
         self.ffn_norm = build_norm(spec.ffn_norm, width)
         self.dropout = nn.Dropout(dropout.hidden)
         self.exit = exit_head
 
     def forward(self, values: Tensor, layout: TokenLayout, first_only: bool = False) -> Tensor:
         """Map packed states ``[T, width]`` to ``[T, width]``, or to ``[B, width]`` with ``first_only``."""
+        is_post = self.spec.norm_placement == "post"
         residual = values[layout.first] if first_only else values
-        if self.spec.norm_placement == "post":
-            mixed = self.attention(values, layout, first_only)
-            values = self.attention_norm(residual + self.dropout(mixed))
-            return self.ffn_norm(values + self.dropout(self.ffn(values)))
-        mixed = self.attention(self.attention_norm(values), layout, first_only)
-        values = residual + self.dropout(mixed)
-        return values + self.dropout(self.ffn(self.ffn_norm(values)))
+        if self.attention:
+            mixed = self.attention(values if is_post else self.attention_norm(values), layout, first_only)
+            residual = residual + self.dropout(mixed)
+        values = residual = self.attention_norm(residual) if is_post else residual
+        if self.ffn:
+            residual = values + self.dropout(self.ffn(values if is_post else self.ffn_norm(values)))
+        return self.ffn_norm(residual) if is_post else residual

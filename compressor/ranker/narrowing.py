@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from compressor.ranker.spec import ClassifierHead, EmbeddingsSpec, Head, LayerSpec, LinearSpec, RankerSpec
+from compressor.ranker.spec import (
+    AttentionSpec,
+    ClassifierHead,
+    EmbeddingsSpec,
+    FeedForwardSpec,
+    Head,
+    LayerSpec,
+    RankerSpec,
+)
 
 
 def narrowed(spec: RankerSpec, *, width: int, heads: Sequence[int], ffn_widths: Sequence[int]) -> RankerSpec:
@@ -15,8 +23,8 @@ def narrowed(spec: RankerSpec, *, width: int, heads: Sequence[int], ffn_widths: 
     Args:
         spec: the shape.
         width: residual dimensions.
-        heads: attention heads, layer by layer.
-        ffn_widths: feed-forward neurons, layer by layer.
+        heads: attention heads, layer by layer; 0 takes the attention away.
+        ffn_widths: feed-forward neurons, layer by layer; 0 takes the feed-forward away.
     """
     layers = tuple(
         _layer(layer, spec.width, width, *counts) for layer, *counts in zip(spec.layers, heads, ffn_widths, strict=True)
@@ -47,27 +55,30 @@ def _embeddings(embeddings: EmbeddingsSpec, width: int) -> EmbeddingsSpec:
 
 
 def _layer(layer: LayerSpec, before: int, width: int, heads: int, ffn_width: int) -> LayerSpec:
-    attention, ffn = layer.attention, layer.ffn
-    inner = heads * attention.head_width
-
-    def reader(linear: LinearSpec, outputs: int) -> LinearSpec:
-        return linear.changed(inputs=width, outputs=outputs)
-
-    def writer(linear: LinearSpec, inputs: int) -> LinearSpec:
-        return linear.changed(inputs=inputs, outputs=width)
-
+    is_pre = layer.norm_placement == "pre"
     return layer.changed(
-        attention=attention.changed(
-            heads=heads,
-            query=reader(attention.query, inner),
-            key=reader(attention.key, inner),
-            value=reader(attention.value, inner),
-            output=writer(attention.output, inner),
-        ),
-        ffn=ffn.changed(
-            up=reader(ffn.up, ffn_width),
-            gate=reader(ffn.gate, ffn_width) if ffn.gate else None,
-            down=writer(ffn.down, ffn_width),
-        ),
+        attention=_attention(layer.attention, width, heads) if layer.attention and heads else None,
+        attention_norm=None if is_pre and not heads else layer.attention_norm,
+        ffn=_ffn(layer.ffn, width, ffn_width) if layer.ffn and ffn_width else None,
+        ffn_norm=None if is_pre and not ffn_width else layer.ffn_norm,
         exit=narrowed_head(layer.exit, before, width) if layer.exit else None,
+    )
+
+
+def _attention(attention: AttentionSpec, width: int, heads: int) -> AttentionSpec:
+    inner = heads * attention.head_width
+    return attention.changed(
+        heads=heads,
+        query=attention.query.changed(inputs=width, outputs=inner),
+        key=attention.key.changed(inputs=width, outputs=inner),
+        value=attention.value.changed(inputs=width, outputs=inner),
+        output=attention.output.changed(inputs=inner, outputs=width),
+    )
+
+
+def _ffn(ffn: FeedForwardSpec, width: int, neurons: int) -> FeedForwardSpec:
+    return ffn.changed(
+        up=ffn.up.changed(inputs=width, outputs=neurons),
+        gate=ffn.gate.changed(inputs=width, outputs=neurons) if ffn.gate else None,
+        down=ffn.down.changed(inputs=neurons, outputs=width),
     )

@@ -22,7 +22,13 @@ def round_spec(spec: RankerSpec, linear: Int8Dynamic, table: Int8Rows | None) ->
     return spec.changed(
         embeddings=_map_parts(spec.embeddings, rounded),
         layers=tuple(
-            layer.changed(attention=_map_parts(layer.attention, rounded), ffn=_map_parts(layer.ffn, rounded))
+            layer.changed(
+                **{
+                    name: _map_parts(block, rounded)
+                    for name, block in (("attention", layer.attention), ("ffn", layer.ffn))
+                    if block
+                }
+            )
             for layer in spec.layers
         ),
     )

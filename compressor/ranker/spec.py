@@ -116,18 +116,43 @@ class FeedForwardSpec(Record):
 class LayerSpec(Record):
     """One encoder layer. A norm that is absent is the identity (ModernBERT's first attention norm).
 
+    ``attention`` or ``ffn``, or both, may be absent: such a block adds nothing to the residual stream. Its norm stays
+    where it stands behind the block (post), and goes where it stands before it (pre), as nobody reads it there.
     ``exit``: a head that scores from this layer's states as the ranker's head does from the last layer's, through the
     same final norm. Where the spec's own scores are asked for it is not computed.
     ``token_rule`` is where token reduction will stand; today only None is legal.
     """
 
     norm_placement: Literal["post", "pre"]
-    attention: AttentionSpec
+    attention: AttentionSpec | None
     attention_norm: NormSpec | None
-    ffn: FeedForwardSpec
+    ffn: FeedForwardSpec | None
     ffn_norm: NormSpec | None
     token_rule: None = None
     exit: ClassifierHead | None = None
+
+    @property
+    def heads(self) -> int:
+        """Attention heads; 0 without attention."""
+        return self.attention.heads if self.attention else 0
+
+    @property
+    def head_width(self) -> int:
+        """The width of a head; 1 without attention, of which nothing is counted then."""
+        return self.attention.head_width if self.attention else 1
+
+    @property
+    def ffn_width(self) -> int:
+        """Feed-forward neurons; 0 without a feed-forward."""
+        return self.ffn.width if self.ffn else 0
+
+    @model_validator(mode="after")
+    def _no_norm_is_read_by_nobody(self) -> Self:
+        if self.norm_placement == "pre":
+            for name in ("attention", "ffn"):
+                if getattr(self, name) is None and getattr(self, f"{name}_norm") is not None:
+                    raise ValueError(f"{name}_norm stands before {name}, which is absent: take it away too")
+        return self
 
 
 class DropoutSpec(Record):
@@ -182,12 +207,12 @@ class RankerSpec(Record):
         embedded = self.embeddings.project.outputs if self.embeddings.project else self.embeddings.tokens.width
         widths = [("embeddings", embedded)]
         for i, layer in enumerate(self.layers):
-            a, f = layer.attention, layer.ffn
-            widths += [(f"layers.{i}.attention.{n}", getattr(a, n).inputs) for n in ("query", "key", "value")]
-            widths += [(f"layers.{i}.attention.output", a.output.outputs)]
-            widths += [(f"layers.{i}.ffn.up", f.up.inputs), (f"layers.{i}.ffn.down", f.down.outputs)]
-            if f.gate:
-                widths.append((f"layers.{i}.ffn.gate", f.gate.inputs))
+            if a := layer.attention:
+                widths += [(f"layers.{i}.attention.{n}", getattr(a, n).inputs) for n in ("query", "key", "value")]
+                widths += [(f"layers.{i}.attention.output", a.output.outputs)]
+            if f := layer.ffn:
+                widths += [(f"layers.{i}.ffn.up", f.up.inputs), (f"layers.{i}.ffn.down", f.down.outputs)]
+                widths += [(f"layers.{i}.ffn.gate", f.gate.inputs)] if f.gate else []
             if layer.exit:
                 widths.append((f"layers.{i}.exit", _head_inputs(layer.exit)))
         if isinstance(self.head, ClassifierHead):
@@ -204,6 +229,16 @@ class RankerSpec(Record):
         if not self.exit_layers:
             return self
         return self.changed(layers=tuple(layer.changed(exit=None) for layer in self.layers))
+
+    @property
+    def first_attention(self) -> AttentionSpec | None:
+        """The attention of the first layer that has one."""
+        return next((layer.attention for layer in self.layers if layer.attention), None)
+
+    @property
+    def first_ffn(self) -> FeedForwardSpec | None:
+        """The feed-forward of the first layer that has one."""
+        return next((layer.ffn for layer in self.layers if layer.ffn), None)
 
     @property
     def reads_first_token_only(self) -> bool:

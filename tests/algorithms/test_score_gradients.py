@@ -24,7 +24,7 @@ def test_mask_gradients_are_differences(name):
     np.testing.assert_allclose(found.scores, scores, atol=1e-5)
     step = 1e-2
     for index, layer in enumerate(ranker.spec.layers):
-        width = layer.attention.head_width
+        width = layer.head_width
         for part, columns, gradients in (
             ("attention.output", slice(0, width), found.heads[index][:, 0]),
             ("ffn.down", slice(3, 4), found.neurons[index][:, 3]),

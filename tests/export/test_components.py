@@ -11,7 +11,7 @@ import torch
 from compressor.export.attention import attention
 from compressor.export.graph import Graph
 from compressor.export.heads import head
-from compressor.export.layers import activate, feed_forward, layer, norm, residual_norm
+from compressor.export.layers import activate, feed_forward, layer, norm
 from compressor.export.layout import build_layout, first_tokens, pad, row_means
 from compressor.export.linears import Product, add_bias, fused_linears, linear, table
 from compressor.ranker.attention import Attention
@@ -95,18 +95,6 @@ def test_absent_norm_is_the_identity(dialect):
     x = values(5, WIDTH)
     found = run_component(dialect, {"x": x}, lambda g: g.node("Identity", [norm(g, "n", "n", None, {}, "x")], "same"))
     assert np.array_equal(found, x)
-
-
-@pytest.mark.parametrize("spec", [*NORMS.values(), None], ids=[*NORMS, "none"])
-def test_residual_norm_adds_bias_and_residual_first(dialect, spec):
-    module = build_norm(spec, WIDTH)
-    weights = tensors(module, "n")
-    x, residual, bias = values(5, WIDTH), values(5, WIDTH, seed=1), torch.tensor(values(WIDTH, seed=2))
-    found = run_component(
-        dialect, {"x": x, "r": residual},
-        lambda g: residual_norm(g, "norm", "n", spec, weights, whole("x", bias=bias), "r"),
-    )  # fmt: skip
-    close(found, module(torch.tensor(x) + bias + torch.tensor(residual)))
 
 
 @pytest.mark.parametrize("biased", [True, False])

@@ -148,6 +148,8 @@ def narrow_spec():
     """A ranker of the tiny one's tokens, 8 wide."""
     spec, layer = tiny.tiny_spec(), tiny.tiny_layer()
     square = LinearSpec(inputs=8, outputs=8)
+    assert layer.attention
+    assert layer.ffn
     attention = layer.attention.changed(head_width=4, query=square, key=square, value=square, output=square)
     ffn = layer.ffn.changed(up=LinearSpec(inputs=8, outputs=32), down=LinearSpec(inputs=32, outputs=8))
     embeddings = spec.embeddings.changed(

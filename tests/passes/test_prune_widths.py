@@ -27,7 +27,8 @@ DENSE = [
     name
     for name, spec in SPECS.items()
     if isinstance(spec.head, ClassifierHead)
-    and all(each.attention.output.form.kind == each.ffn.down.form.kind == "dense" for each in spec.layers)
+    and all(each.attention and each.attention.output.form.kind == "dense" for each in spec.layers)
+    and all(each.ffn and each.ffn.down.form.kind == "dense" for each in spec.layers)
 ]
 STAGES: list[dict[str, Any]] = [
     {"importance": "fisher", "compensate": "none"},

@@ -70,12 +70,30 @@ def test_every_family_can_be_folded(name, tiny_data):
     whole = tiny.build_ranker(SPECS[name], seed=2)
     spec = whole.spec
     layers = list(range(len(spec.layers)))[-2:]
-    heads = [max(1, spec.layers[index].attention.heads // 2) for index in layers]
-    neurons = [max(1, spec.layers[index].ffn.width // 2) for index in layers]
+    heads = [(spec.layers[index].heads + 1) // 2 for index in layers]
+    neurons = [(spec.layers[index].ffn_width + 1) // 2 for index in layers]
     small = run(whole, tiny_data, width=spec.width // 2, heads=heads, ffn_width=neurons, layers=layers)
     scores, expected = (each.score(tiny_data.texts(tiny_data.pairs())) for each in (small, whole))
     assert np.isfinite(scores).all()
     assert (np.ptp(scores) > 0) == (np.ptp(expected) > 0)
+
+
+@pytest.mark.parametrize("placement", ["post", "pre"])
+@pytest.mark.parametrize("weights", ["subcloned", "folded"])
+def test_blocks_that_are_taken_away_add_nothing(tiny_data, placement, weights):
+    layer = tiny.tiny_layer(norm_placement=placement)
+    whole = tiny.build_ranker(tiny.tiny_spec(layers=(layer, layer)), seed=6)
+    small = run(whole, tiny_data, heads=[0, 2], ffn_width=[32, 0], weights=weights)
+    assert [(each.heads, each.ffn_width) for each in small.spec.layers] == [(0, 32), (2, 0)]
+    silent = {
+        name: torch.zeros_like(tensor)
+        if name.startswith(("layers.0.attention.output.", "layers.1.ffn.down."))
+        else tensor
+        for name, tensor in whole.weights.items()
+    }
+    pairs = tiny_data.texts(tiny_data.pairs())
+    found, expected = small.score(pairs), whole.changed(weights=silent).score(pairs)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_subcloned_weights_stand_in_the_whole_as_they_are(tiny_data):

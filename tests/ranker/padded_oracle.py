@@ -33,11 +33,16 @@ def oracle(
     for i, layer in enumerate(spec.layers):
         name = f"layers.{i}"
         if layer.norm_placement == "post":
-            x = _norm(layer.attention_norm, w, f"{name}.attention_norm", x + _attend(layer.attention, w, name, x, mask))
-            x = _norm(layer.ffn_norm, w, f"{name}.ffn_norm", x + _feed(layer.ffn, w, name, x))
+            mixed = _attend(layer.attention, w, name, x, mask) if layer.attention else 0.0
+            x = _norm(layer.attention_norm, w, f"{name}.attention_norm", x + mixed)
+            fed = _feed(layer.ffn, w, name, x) if layer.ffn else 0.0
+            x = _norm(layer.ffn_norm, w, f"{name}.ffn_norm", x + fed)
         else:
-            x = x + _attend(layer.attention, w, name, _norm(layer.attention_norm, w, f"{name}.attention_norm", x), mask)
-            x = x + _feed(layer.ffn, w, name, _norm(layer.ffn_norm, w, f"{name}.ffn_norm", x))
+            if layer.attention:
+                read = _norm(layer.attention_norm, w, f"{name}.attention_norm", x)
+                x = x + _attend(layer.attention, w, name, read, mask)
+            if layer.ffn:
+                x = x + _feed(layer.ffn, w, name, _norm(layer.ffn_norm, w, f"{name}.ffn_norm", x))
     return _head(spec, w, _norm(spec.final_norm, w, "final_norm", x), mask)
 
 

@@ -46,17 +46,18 @@ def test_packed_equals_padded_reference(spec):
 def test_a_trace_ends_where_forward_ends(spec):
     batch = batch_of(spec, LENGTHS)
     module = module_of(spec)
-    trace = module.trace(**batch, relations=[0])
+    attends = next(index for index, layer in enumerate(spec.layers) if layer.attention)
+    trace = module.trace(**batch, relations=[attends])
     rows = [sum(LENGTHS)] * (len(spec.layers) + 1)
     if spec.reads_first_token_only and len(spec.layers) > 1:
         rows[-1] = len(LENGTHS)
     assert [tuple(state.shape) for state in trace.states] == [(n_rows, spec.width) for n_rows in rows]
     # Where the head reads the first token alone, forward computes the last layer for that token only.
     torch.testing.assert_close(module(**batch), trace.logits, rtol=0, atol=BATCH_TOLERANCE)
-    layer: Any = module.layers[0]
-    attention = layer.attention
-    normed = trace.states[0] if spec.layers[0].norm_placement == "post" else layer.attention_norm(trace.states[0])
-    for found, linear in zip(trace.relations[0], (attention.query, attention.key, attention.value), strict=True):
+    layer: Any = module.layers[attends]
+    attention, read = layer.attention, trace.states[attends]
+    normed = read if layer.spec.norm_placement == "post" else layer.attention_norm(read)
+    for found, linear in zip(trace.relations[attends], (attention.query, attention.key, attention.value), strict=True):
         torch.testing.assert_close(found, linear(normed), rtol=0, atol=BATCH_TOLERANCE)
 
 

@@ -18,6 +18,7 @@ from tests.tiny import build_ranker, lively_weights, tiny_layer, tiny_spec
 
 def test_weights_are_named_after_the_spec():
     low_rank = tiny_layer()
+    assert low_rank.ffn
     up = low_rank.ffn.up.changed(form=LowRankForm(rank=3))
     spec = tiny_spec(layers=(tiny_layer(), low_rank.changed(ffn=low_rank.ffn.changed(up=up))))
     assert expected_shapes(spec) == {
