@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compressor.algorithms.absent_blocks import OUTPUTS, place_of_constant
 from compressor.algorithms.calibration import CalibrationBatch, run_layers
 from compressor.algorithms.folding import Inputs
 from compressor.algorithms.linear_fits import Moments, prediction
@@ -17,8 +18,6 @@ from compressor.ranker.encoder import Encoder
 from compressor.ranker.spec import LayerSpec
 
 MOST_SCALE = 10.0  # a larger one fits noise
-
-_OUTPUTS = {"attention": "attention.output", "ffn": "ffn.down"}
 
 
 def rescaled(
@@ -94,9 +93,15 @@ def refitted(
                 theirs = own = [run_layers(whole, *pair, [end]) for pair in zip(batches, theirs, strict=True)]
             else:
                 theirs = [run_layers(whole, *pair, range(begin, end)) for pair in zip(batches, theirs, strict=True)]
-                for kind, output in _OUTPUTS.items():
-                    place = f"layers.{index}.{output}"
-                    theirs, own = _refit(layer, narrow, kind, theirs, own, batches, found, place)
+                for kind, output in OUTPUTS.items():
+                    if getattr(narrow, kind):
+                        place = f"layers.{index}.{output}"
+                        theirs, own = _refit(layer, narrow, kind, theirs, own, batches, found, place)
+                        continue
+                    before = place_of_constant(small.spec, index, kind)
+                    bias = small.get_parameter(before) if before else None
+                    theirs, own = _refit_constant(layer, narrow, kind, theirs, own, batches, bias)
+                    found |= {before: bias.data} if before and bias is not None else {}
             begin = end + 1
             advance()
     return found
@@ -107,9 +112,7 @@ def _refit(
     batches: Sequence[CalibrationBatch], found: dict[str, Tensor], name: str,
 ) -> tuple[list[Tensor], list[Tensor]]:  # fmt: skip
     """Fit one block's output matrix; returns the states behind it, the whole ranker's and the cut one's."""
-    wanted = [before + _block(whole, kind, before, batch)[1] for before, batch in zip(theirs, batches, strict=True)]
-    if getattr(small, kind) is None:
-        return [_behind(whole, kind, sums) for sums in wanted], [_behind(small, kind, values) for values in own]
+    wanted = _sums(whole, kind, theirs, batches)
     output = _output(small, kind)
     moments = Moments()
     for sums, values, batch in zip(wanted, own, batches, strict=True):
@@ -120,8 +123,27 @@ def _refit(
     output.weight.data = found[f"{name}.weight"] = factors[width:].contiguous()
     if output.bias is not None:
         output.bias.data = found[f"{name}.bias"] = constants[width:].contiguous()
-    fitted = [values + _block(small, kind, values, batch)[1] for values, batch in zip(own, batches, strict=True)]
+    fitted = _sums(small, kind, own, batches)
     return [_behind(whole, kind, sums) for sums in wanted], [_behind(small, kind, sums) for sums in fitted]
+
+
+def _refit_constant(
+    whole: Any, small: Any, kind: str, theirs: Sequence[Tensor], own: Sequence[Tensor],
+    batches: Sequence[CalibrationBatch], bias: Tensor | None,
+) -> tuple[list[Tensor], list[Tensor]]:  # fmt: skip
+    """Add the mean of what the stream lacks, where a block is absent, to a bias before it, if there is one."""
+    wanted = _sums(whole, kind, theirs, batches)
+    if bias is not None:
+        n_tokens = sum(map(len, own))
+        missing = [(sums - values).double().sum(dim=0) for sums, values in zip(wanted, own, strict=True)]
+        lacks = (torch.stack(missing).sum(dim=0) / n_tokens).float()
+        bias.data = bias.data + lacks
+        own = [values + lacks for values in own]
+    return [_behind(whole, kind, sums) for sums in wanted], [_behind(small, kind, values) for values in own]
+
+
+def _sums(layer: Any, kind: str, states: Sequence[Tensor], batches: Sequence[CalibrationBatch]) -> list[Tensor]:
+    return [values + _block(layer, kind, values, batch)[1] for values, batch in zip(states, batches, strict=True)]
 
 
 def _block(layer: Any, kind: str, values: Tensor, batch: CalibrationBatch) -> tuple[Tensor, Tensor]:

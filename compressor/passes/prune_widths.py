@@ -37,7 +37,7 @@ _PLANNED_TOKENS = 128  # a pass is planned before any text is read
 
 @register("prune_widths")
 class PruneWidths(Pass):
-    """Cut attention heads and feed-forward neurons to a budget, each layer as many as it can spare.
+    """Cut attention heads and feed-forward neurons to a budget, each layer as many as it can spare, or all.
 
     Three stages, after Kwon et al. (arXiv 2204.09656), label-free: which units matter is measured by how the scores of
     real candidates answer, shifts of a whole list taken out.
@@ -49,7 +49,8 @@ class PruneWidths(Pass):
     ``compensate``: ``refit``, new output matrices by regression, layer by layer; ``rescale``, one factor for each unit;
     ``none``.
     ``temperature``: of the listwise softmax that weighs candidates in ``fisher`` and ``taylor``; none weighs all alike.
-    ``round_to``: neurons are kept in multiples of this, which matrix kernels like.
+    ``round_to``: neurons are kept in multiples of this, which matrix kernels like. An attention or a feed-forward of
+    which nothing stays is gone from the graph, too; its bias moves into what stands before it.
     ``n_pairs``: calibration pairs, whole lists of 8.
     """
 
@@ -85,6 +86,7 @@ class PruneWidths(Pass):
     def apply(self, ranker: Ranker, supply: Supply) -> Ranker:
         if self._keeps_all:
             return ranker.changed()
+        from compressor.algorithms.absent_blocks import with_biases_of_absent
         from compressor.algorithms.calibration import calibration_batches
         from compressor.algorithms.compensation import refitted, rescaled
         from compressor.algorithms.folding import measure_inputs
@@ -118,6 +120,8 @@ class PruneWidths(Pass):
         cut = ranker.changed(spec=small, weights=sliced(ranker.spec, weights, kept))
         if self.compensate == "refit":
             cut = cut.changed(weights={**cut.weights, **refitted(ranker.module, cut.trainable().eval(), batches)})
+        else:
+            cut = cut.changed(weights=with_biases_of_absent(ranker.spec, weights, small, cut.weights))
         share = self.budget.cost(small, n_tokens) / self.budget.cost(ranker.spec, n_tokens)
         supply.note("heads", [layer.heads for layer in small.layers])
         supply.note("ffn_widths", [layer.ffn_width for layer in small.layers])
@@ -143,11 +147,11 @@ class PruneWidths(Pass):
         return self.budget.share == 1
 
     def _too_small(self, spec: RankerSpec, n_tokens: int) -> PlanError:
-        least = self.budget.cost(least_widths(spec, self.round_to).of(spec), n_tokens)
+        least = self.budget.cost(least_widths(spec).of(spec), n_tokens)
         return PlanError(
-            f"{self.budget.share:.0%}, which is less than one head and {self.round_to} neurons in every layer",
-            allowed=f"from {least / self.budget.cost(spec, n_tokens):.1%} on, for pairs of {n_tokens} tokens",
-            fix="take layers away first: drop_layers",
+            f"{self.budget.share:.3%}, which is less than the scoring head alone",
+            allowed=f"from {least / self.budget.cost(spec, n_tokens):.3%} on, for pairs of {n_tokens} tokens",
+            fix="name a larger share",
             setting="budget",
         )
 

@@ -57,18 +57,18 @@ class Widths(NamedTuple):
 
 
 def head_counts(layer: LayerSpec) -> list[int]:
-    """Return how many heads a layer may keep, ascending."""
-    return list(range(1, layer.heads + 1))
+    """Return how many heads a layer may keep, ascending from none."""
+    return list(range(layer.heads + 1))
 
 
 def neuron_counts(layer: LayerSpec, round_to: int) -> list[int]:
-    """Return how many neurons a layer may keep, ascending: multiples, and all."""
-    return sorted({*range(round_to, layer.ffn_width, round_to), layer.ffn_width})
+    """Return how many neurons a layer may keep, ascending: none, multiples, and all."""
+    return sorted({*range(0, layer.ffn_width, round_to), layer.ffn_width})
 
 
-def least_widths(spec: RankerSpec, round_to: int) -> Widths:
-    """Return the narrowest shape: one head and ``round_to`` neurons in every layer."""
-    return Widths([1] * len(spec.layers), [neuron_counts(layer, round_to)[0] for layer in spec.layers])
+def least_widths(spec: RankerSpec) -> Widths:
+    """Return the narrowest shape: no head and no neuron in any layer."""
+    return Widths([0] * len(spec.layers), [0] * len(spec.layers))
 
 
 def shared_widths(
@@ -87,7 +87,7 @@ def shared_widths(
     Raises:
         BudgetError: not even the narrowest shape is cheap enough.
     """
-    least = least_widths(spec, round_to)
+    least = least_widths(spec)
     base = budget.cost(least.of(spec), n_tokens)
     losses, costs, counts = [], [], []
     for kind, found in (("heads", heads), ("neurons", neurons)):

@@ -8,16 +8,18 @@ import numpy as np
 import pytest
 import torch
 
+from compressor.algorithms.absent_blocks import with_biases_of_absent
 from compressor.algorithms.calibration import calibration_batches
 from compressor.algorithms.compensation import refitted, rescaled
 from compressor.algorithms.folding import measure_inputs
 from compressor.algorithms.score_gradients import measure_score_gradients
-from compressor.algorithms.subcloning import Kept
+from compressor.algorithms.subcloning import Kept, sliced
 from compressor.algorithms.width_importance import IMPORTANCES, Evidence, ranked_widths
 from compressor.errors import InputError
 from compressor.passes import PlanError
 from compressor.passes.prune_widths import PruneWidths
 from compressor.ranker.cost import macs
+from compressor.ranker.narrowing import narrowed
 from compressor.ranker.spec import ClassifierHead
 from tests import tiny
 from tests.passes.students import applied, supply_for
@@ -162,7 +164,7 @@ def test_before_anything_is_cut_nothing_is_refitted(whole, tiny_data):
 @pytest.mark.parametrize(
     ("settings", "found", "fix"),
     [
-        ({"budget": {"macs": 0.05}}, "5%, which is less than one head and 4 neurons", "drop_layers"),
+        ({"budget": {"macs": 1e-5}}, "0.001%, which is less than the scoring head alone", "larger share"),
         ({"budget": {"macs": 0.5}, "rearrange": True}, "rearrange with importance predicted", ""),
     ],
 )
@@ -200,7 +202,54 @@ def test_pruning_is_repeatable_and_leaves_the_whole_alone(whole, tiny_data, stag
 
 
 def test_a_budget_that_only_the_texts_show_to_be_too_small_is_refused_in_words(whole, tiny_data):
-    step = PruneWidths.model_validate({"round_to": 4, "budget": {"macs": 0.05}})
-    with pytest.raises(InputError, match="less than one head and 4 neurons") as caught:
+    step = PruneWidths.model_validate({"round_to": 4, "budget": {"macs": 1e-5}})
+    with pytest.raises(InputError, match="less than the scoring head alone") as caught:
         step.apply(whole, supply_for(step, tiny_data, whole))  # planned for longer pairs, it might have passed
-    assert "drop_layers" in str(caught.value)
+    assert "larger share" in str(caught.value)
+
+
+def without_blocks(whole, heads, neurons):
+    """Return a ranker without some blocks, and the whole one in which they write their bias alone."""
+    kept = Kept(
+        residual=torch.arange(16), heads=[torch.arange(count) for count in heads],
+        neurons=[torch.arange(count) for count in neurons], pooled={"head": torch.arange(16)},
+    )  # fmt: skip
+    small = narrowed(whole.spec, width=16, heads=heads, ffn_widths=neurons)
+    cut = with_biases_of_absent(whole.spec, whole.weights, small, sliced(whole.spec, whole.weights, kept))
+    silent = {name: tensor.clone() for name, tensor in whole.weights.items()}
+    for index, counts in enumerate(zip(heads, neurons, strict=True)):
+        for count, part in zip(counts, ("attention.output", "ffn.down"), strict=True):
+            if not count:
+                silent[f"layers.{index}.{part}.weight"].zero_()
+    return whole.changed(spec=small, weights=cut), whole.changed(weights=silent)
+
+
+@pytest.mark.parametrize("placement", ["post", "pre"])
+@pytest.mark.parametrize(
+    ("heads", "neurons"), [([0, 2, 2], [32] * 3), ([2] * 3, [0, 32, 0]), ([2, 0, 0], [32, 0, 32]), ([0] * 3, [0] * 3)]
+)
+def test_a_block_that_is_gone_leaves_its_bias(tiny_data, placement, heads, neurons):
+    layer = tiny.tiny_layer(norm_placement=placement)
+    whole = tiny.build_ranker(tiny.tiny_spec(layers=(layer,) * 3), seed=3)
+    cut, silent = without_blocks(whole, heads, neurons)
+    assert error(cut, silent, tiny_data) < 1e-5
+
+
+@pytest.mark.parametrize("placement", ["post", "pre"])
+def test_what_a_gone_block_wrote_on_the_mean_is_refitted(tiny_data, placement):
+    layer = tiny.tiny_layer(norm_placement=placement)
+    whole = tiny.build_ranker(tiny.tiny_spec(layers=(layer,) * 3), seed=3)
+    cut, _ = without_blocks(whole, [2, 0, 2], [32, 32, 0])
+    batches = calibration_batches(whole, tiny_data.texts(tiny_data.pairs()))
+    found = refitted(whole.module, cut.trainable().eval(), batches)
+    fitted = cut.changed(weights={**cut.weights, **found})
+    assert error(fitted, whole, tiny_data) < 0.8 * error(cut, whole, tiny_data)
+
+
+def test_small_budgets_take_whole_blocks(whole, tiny_data):
+    notes: dict[str, Any] = {}
+    small = run(whole, tiny_data, notes, budget={"macs": 0.3})
+    assert 0 in [*notes["heads"], *notes["ffn_widths"]]
+    for index, layer in enumerate(small.spec.layers):
+        has_attention = any(name.startswith(f"layers.{index}.attention.") for name in small.weights)
+        assert has_attention == (layer.attention is not None)
