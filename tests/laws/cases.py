@@ -166,6 +166,12 @@ CASES = {
         masked=without_layers(0),  # for what is refitted see tests/passes/test_drop_layers.py
         mistyped={"keeps": [1]},
     ),
+    "prune_greedily": Case(
+        neutral={"max_divergence": 0},
+        active={"max_divergence": 0.001, "n_lists": 6, "neuron_group": 8},
+        no_mask="what goes is found by trials: tests/passes/test_prune_greedily.py",
+        mistyped={"max_divergances": 0.1},
+    ),
     "prune_widths": Case(
         neutral={"budget": {"macs": 1}},
         active={"budget": {"macs": 0.9}, "round_to": 4, "importance": "magnitude", "compensate": "none"},
@@ -189,9 +195,9 @@ CASES = {
     ),
     "subclone": Case(
         neutral={"width": 16, "heads": 2, "ffn_width": 32, "layers": 2},
-        active={"heads": 1, "ffn_width": 20, "weights": "subcloned"},
+        active={"heads": 1, "ffn_width": 12, "weights": "subcloned"},
         again={"width": 8},
-        masked=with_most_active(n_heads=1, n_neurons=20),  # for what is folded see tests/passes/test_subclone.py
+        masked=with_most_active(n_heads=1, n_neurons=12),  # for what is folded see tests/passes/test_subclone.py
         mistyped={"widths": 8},
     ),
     "trim_vocabulary": Case(
@@ -212,6 +218,7 @@ FORBIDDEN = {
     ("quantize", "drop_layers"): "put drop_layers before quantize",
     ("quantize", "distill"): "put distill before quantize",
     ("quantize", "finetune"): "put finetune before quantize",
+    ("quantize", "prune_greedily"): "put prune_greedily before quantize",
     ("quantize", "prune_widths"): "put prune_widths before quantize",
     ("quantize", "quantize"): "put quantize before quantize",
     ("quantize", "start_from"): "put start_from before quantize",
