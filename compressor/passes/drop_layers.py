@@ -52,7 +52,8 @@ class DropLayers(Pass):
     ``compensate``: ``refit``, new output matrices in every layer behind the first gap, by regression on calibration
     pairs, so that each layer that stays brings the states to where it brought them in the whole ranker, and the last
     one to where the last one did; or ``none``.
-    ``n_pairs``: calibration pairs for that.
+    ``n_pairs``: calibration pairs for that. On texts of another kind the fit may bring nothing: name several
+    collections (benchmarks/README.md).
 
     Exits go with their layers, and one behind the layer that becomes the last gives way to the head: to have it as the
     head, use `cut_at_exit`.
