@@ -45,14 +45,12 @@ class Greedy:
         heads, neurons: per layer, int64, those that stay, ascending.
         n_trials: how many were made.
         accepted: by stage, how many were accepted.
-        loss: of all that was accepted, together.
     """
 
     heads: list[Tensor]
     neurons: list[Tensor]
     n_trials: int
     accepted: Mapping[str, int]
-    loss: float
 
 
 def prune_greedily(
@@ -82,7 +80,7 @@ def prune_greedily(
         "ffn.down": [torch.ones(layer.spec.ffn_width, dtype=torch.bool) for layer in _layers(module)],
     }
     found: dict[str, int] = dict.fromkeys(STAGES, 0)
-    n_trials, last = 0, float("nan")
+    n_trials = 0
     with torch.inference_mode():
         for stage in STAGES:
             units = list(_units(stage, module, kept, heads, neurons, group))
@@ -100,7 +98,6 @@ def prune_greedily(
                             keep_away()
                             kept[unit.part][unit.layer][unit.units] = False
                             found[stage] += 1
-                            last = value
                             refused.pop((unit.layer, unit.part), None)
                         else:
                             refused[unit.layer, unit.part] = refused.get((unit.layer, unit.part), 0) + 1
@@ -109,7 +106,6 @@ def prune_greedily(
         neurons=[each.nonzero()[:, 0] for each in kept["ffn.down"]],
         n_trials=n_trials,
         accepted=found,
-        loss=last,
     )
 
 

@@ -231,3 +231,16 @@ def refuse_factorized_outputs(spec: RankerSpec, verb: str, setting: str = "") ->
             raise PlanError(
                 f"layer {index} with factorized matrices", fix=f"put {verb} before what factorizes", setting=setting
             )
+
+
+def at_most_its_parameters(result: Ranker) -> list[Promise]:
+    """Return the promise that a ranker never gets more parameters again; exits may be added, no export has them."""
+    from compressor.ranker.cost import parameters
+
+    most = parameters(result.spec.without_exits())
+
+    def check(ranker: Ranker) -> str | None:
+        found = parameters(ranker.spec.without_exits())
+        return f"{found:,} parameters" if found > most else None
+
+    return [Promise(text=f"at most {most:,} parameters, those of exits not counted", check=check)]

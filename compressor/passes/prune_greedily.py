@@ -14,6 +14,7 @@ from compressor.passes.contract import (
     Pass,
     Promise,
     Supply,
+    at_most_its_parameters,
     refuse_bi_encoder,
     refuse_factorized_outputs,
     refuse_quantized,
@@ -107,15 +108,7 @@ class PruneGreedily(Pass):
         return cut
 
     def promises(self, result: Ranker) -> Sequence[Promise]:
-        from compressor.ranker.cost import parameters
-
-        most = parameters(result.spec.without_exits())
-
-        def check(ranker: Ranker) -> str | None:
-            found = parameters(ranker.spec.without_exits())
-            return f"{found:,} parameters" if found > most else None
-
-        return [Promise(text=f"at most {most:,} parameters, those of exits not counted", check=check)]
+        return at_most_its_parameters(result)
 
     def _lists(self, data: RankingData, seed: int) -> list[TrainingList]:
         """Draw lists.

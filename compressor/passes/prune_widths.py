@@ -16,6 +16,7 @@ from compressor.passes.contract import (
     PlanError,
     Promise,
     Supply,
+    at_most_its_parameters,
     refuse_bi_encoder,
     refuse_factorized_outputs,
     refuse_quantized,
@@ -130,17 +131,9 @@ class PruneWidths(Pass):
         return cut
 
     def promises(self, result: Ranker) -> Sequence[Promise]:
-        from compressor.ranker.cost import parameters
-
         if self._keeps_all:
             return ()
-        most = parameters(result.spec.without_exits())
-
-        def check(ranker: Ranker) -> str | None:
-            found = parameters(ranker.spec.without_exits())
-            return f"{found:,} parameters" if found > most else None
-
-        return [Promise(text=f"at most {most:,} parameters, those of exits not counted", check=check)]
+        return at_most_its_parameters(result)
 
     @property
     def _keeps_all(self) -> bool:

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from compressor.passes.contract import Need, Pass, PlanError, Promise, Supply, refuse_quantized
+from compressor.passes.contract import (
+    Need,
+    Pass,
+    PlanError,
+    Promise,
+    Supply,
+    at_most_its_parameters,
+    refuse_quantized,
+)
 from compressor.passes.kept_layers import (
     LayerChoice,
     chosen,
@@ -79,16 +87,7 @@ class Subclone(Pass):
         return cut.changed(spec=small, weights=self._subcloned(ranker, cut, small, layers, supply))
 
     def promises(self, result: Ranker) -> Sequence[Promise]:
-        from compressor.ranker.cost import parameters
-
-        most = parameters(result.spec.without_exits())
-
-        def check(ranker: Ranker) -> str | None:
-            found = parameters(ranker.spec.without_exits())
-            return f"{found:,} parameters" if found > most else None
-
-        # Exits may be added for training; no export has them.
-        return [Promise(text=f"at most {most:,} parameters, those of exits not counted", check=check)]
+        return at_most_its_parameters(result)
 
     def _listed_layers(self, spec: RankerSpec) -> list[int]:
         if self.layers is None or isinstance(self.layers, int):
