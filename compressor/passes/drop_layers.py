@@ -102,6 +102,7 @@ class DropLayers(Pass):
                 f"{last}{norm}.{kind}": ranker.weights[f"layers.{stands_for[-1]}.{norm}.{kind}"]
                 for norm in ("attention_norm", "ffn_norm")
                 for kind in ("weight", "bias")
+                if f"{last}{norm}.{kind}" in weights and f"layers.{stands_for[-1]}.{norm}.{kind}" in ranker.weights
             }
         batches = calibration_batches(ranker, supply.pairs("calibration", self.n_pairs))
         cut = cut.changed(weights=weights)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from compressor.ranker.ranker import Ranker
     from compressor.training.lists import TrainingList
 
-_HELD_OUT = 1  # added to the seed: lists on which nothing was chosen
+_ANEW = 1  # added to the seed: other lists, of which some queries may have been seen
 
 
 @register("prune_greedily")
@@ -48,7 +48,7 @@ class PruneGreedily(Pass):
     ``n_lists``: calibration lists of 8. ``neuron_group``: neurons that are tried together.
     ``compensate``: ``refit``, new output matrices by regression once all is chosen; or ``none``.
 
-    What is accepted was chosen on these lists; the notes hold the loss on others, too.
+    What is accepted was chosen on these lists; the notes hold the loss on lists drawn anew from the same queries, too.
     """
 
     loss: Literal["teacher", "labels"] = "teacher"
@@ -98,8 +98,8 @@ class PruneGreedily(Pass):
         supply.note("accepted", dict(found.accepted))
         supply.note("heads", [layer.heads for layer in cut.spec.layers])
         supply.note("ffn_widths", [layer.ffn_width for layer in cut.spec.layers])
-        others = self._lists(data, supply.seed + _HELD_OUT)
-        for name, own in (("chosen_on", lists), ("held_out", others)):
+        others = self._lists(data, supply.seed + _ANEW)
+        for name, own in (("chosen_on", lists), ("drawn_anew", others)):
             texts = _pairs(data, own)
             before = ranker.score(texts)
             own_loss = self._loss(own, before)

@@ -52,7 +52,7 @@ def test_what_is_cut_is_what_was_tried_and_stays_within_the_limit(whole, tiny_da
     run(whole, tiny_data, notes, max_divergence=limit)
     assert 0 < notes["loss_chosen_on"]["after"] <= limit + 1e-5
     assert notes["loss_chosen_on"]["before"] == pytest.approx(0, abs=1e-5)
-    assert notes["loss_held_out"]["after"] > 0
+    assert notes["loss_drawn_anew"]["after"] > 0
 
 
 def test_a_larger_limit_cuts_more(whole, tiny_data):
