@@ -6,7 +6,8 @@ for each variant and collection, nDCG@10, its mean paired loss to the teacher in
 one-sided 95 % bound (BCa bootstrap over queries), Kendall's tau to the teacher, and the mean loss over all collections
 but the first, whose bound resamples the queries of each. Curves of training, one plot per quantity, all variants in it.
 
-Killed? Start it again: stored stages, checkpoints and scores are used.
+Variants share their stages: what two of them begin with is done once. Killed? Start it again: stored stages,
+checkpoints and scores are used.
 
     python benchmarks/students.py benchmarks/studies/objectives.yaml --out runs/objectives
 """
@@ -17,6 +18,7 @@ import argparse
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -215,15 +217,17 @@ def _study(path: Path) -> dict[str, Any]:
 
 
 def _prepared(path: Path, study: Mapping[str, Any], name: str, out: Path) -> Prepared:
-    """Write one variant as a recipe of its own, and check it.
+    """Write one variant as a recipe of its own, and check it; its stages lie where those of all variants do.
 
-    It lies in the study's folder, whose relative paths it has, for as long as it is read.
+    The recipe lies in the study's folder, whose relative paths it has, for as long as it is read.
     """
     recipe = {key: value for key, value in study.items() if key != "variants"}
     own = path.with_name(f".{path.stem}-{_slug(name)}.yaml")
     write_whole(own, yaml.safe_dump({**recipe, "passes": study["variants"][name]}, sort_keys=False))
     try:
-        return prepare(own, out / _slug(name), ())
+        prepared = prepare(own, out / _slug(name), ())
+        shared = [replace(stage, folder=out / "stages" / stage.folder.name) for stage in prepared.stages]
+        return replace(prepared, stages=shared)
     finally:
         own.unlink(missing_ok=True)
 
