@@ -22,7 +22,7 @@ from compressor.passes.contract import (
     refuse_quantized,
 )
 from compressor.passes.kept_layers import CANDIDATES_OF_A_LIST
-from compressor.passes.width_budget import Budget, Widths, least_widths, shared_widths
+from compressor.passes.width_budget import Budget, Cost, Widths, least_widths, shared_widths
 from compressor.ranker.spec import RankerSpec
 from compressor.registry import register
 
@@ -43,8 +43,9 @@ class PruneWidths(Pass):
     Three stages, after Kwon et al. (arXiv 2204.09656), label-free: which units matter is measured by how the scores of
     real candidates answer, shifts of a whole list taken out.
 
-    ``budget``: the share that stays. ``importance``: how units are ranked: ``predicted``, by what scores would lose
-    when the rest makes up for a unit; ``fisher`` and ``taylor``, by gradients; ``hessian``, ``wanda``, ``magnitude``.
+    ``budget``: the share that stays, of ``macs``, ``parameters`` or measured ``latency``.
+    ``importance``: how units are ranked: ``predicted``, by what scores would lose when the rest makes up for a unit;
+    ``fisher`` and ``taylor``, by gradients; ``hessian``, ``wanda``, ``magnitude``.
     ``rearrange``: swap units of a layer that matter together; only with importances that judge units one by one by
     gradients, ``fisher`` and ``taylor``.
     ``compensate``: ``refit``, new output matrices by regression, layer by layer; ``rescale``, one factor for each unit;
@@ -80,9 +81,9 @@ class PruneWidths(Pass):
             return spec
         alike = [[(1 - units / most) ** 2 for units in range(most + 1)] for most in _widths_of(spec)]
         try:
-            return self._shared(spec, alike, _PLANNED_TOKENS).of(spec)
+            return self._shared(spec, alike, self._cost(_PLANNED_TOKENS)).of(spec)
         except BudgetError:
-            raise self._too_small(spec, _PLANNED_TOKENS) from None
+            raise self._too_small(spec, self._cost(_PLANNED_TOKENS), _PLANNED_TOKENS) from None
 
     def apply(self, ranker: Ranker, supply: Supply) -> Ranker:
         if self._keeps_all:
@@ -107,10 +108,12 @@ class PruneWidths(Pass):
         )  # fmt: skip
         heads, neurons = ranked_widths(self.importance, evidence)
         losses = [ranking.losses.tolist() for ranking in (*heads, *neurons)]
+        times = self.budget.times(ranker.spec, n_tokens)
+        cost = self._cost(n_tokens) if times is None else times.of
         try:
-            small = self._shared(ranker.spec, losses, n_tokens).of(ranker.spec)
-        except BudgetError:  # planned for pairs of another length
-            found = self._too_small(ranker.spec, n_tokens)
+            small = self._shared(ranker.spec, losses, cost).of(ranker.spec)
+        except BudgetError:  # planned for pairs of another length, or for multiply-adds in place of times
+            found = self._too_small(ranker.spec, cost, n_tokens)
             raise InputError(
                 Fault(source=self.verb, where="budget", found=found.found, allowed=found.allowed, fix=found.fix)
             ) from None
@@ -123,11 +126,13 @@ class PruneWidths(Pass):
             cut = cut.changed(weights={**cut.weights, **refitted(ranker.module, cut.trainable().eval(), batches)})
         else:
             cut = cut.changed(weights=with_biases_of_absent(ranker.spec, weights, small, cut.weights))
-        share = self.budget.cost(small, n_tokens) / self.budget.cost(ranker.spec, n_tokens)
         supply.note("heads", [layer.heads for layer in small.layers])
         supply.note("ffn_widths", [layer.ffn_width for layer in small.layers])
         supply.note("mean_tokens", n_tokens)
-        supply.note("kept_share", round(share, 4))
+        supply.note("kept_share", round(cost(small) / cost(ranker.spec), 4))
+        if times is not None:
+            supply.note("block_times", times.as_json())
+            supply.note("measured_share", round(times.measured_share(ranker.spec, small), 4))
         return cut
 
     def promises(self, result: Ranker) -> Sequence[Promise]:
@@ -139,20 +144,23 @@ class PruneWidths(Pass):
     def _keeps_all(self) -> bool:
         return self.budget.share == 1
 
-    def _too_small(self, spec: RankerSpec, n_tokens: int) -> PlanError:
-        least = self.budget.cost(least_widths(spec).of(spec), n_tokens)
+    def _cost(self, n_tokens: int) -> Cost:
+        return lambda spec: self.budget.cost(spec, n_tokens)
+
+    def _too_small(self, spec: RankerSpec, cost: Cost, n_tokens: int) -> PlanError:
+        least = cost(least_widths(spec).of(spec)) / cost(spec)
         return PlanError(
-            f"{self.budget.share:.3%}, which is less than the scoring head alone",
-            allowed=f"from {least / self.budget.cost(spec, n_tokens):.3%} on, for pairs of {n_tokens} tokens",
+            f"{self.budget.share:.3%}, which is less than what is left without a head or neuron",
+            allowed=f"from {least:.3%} on, for pairs of {n_tokens} tokens",
             fix="name a larger share",
             setting="budget",
         )
 
-    def _shared(self, spec: RankerSpec, losses: Sequence[Sequence[float]], n_tokens: int) -> Widths:
+    def _shared(self, spec: RankerSpec, losses: Sequence[Sequence[float]], cost: Cost) -> Widths:
         """Share the budget out by losses of every layer's heads, then of every layer's neurons."""
         arrays = [np.array(one) for one in losses]
         n_layers = len(spec.layers)
-        return shared_widths(spec, self.budget, n_tokens, self.round_to, arrays[:n_layers], arrays[n_layers:])
+        return shared_widths(spec, cost, self.budget.share, self.round_to, arrays[:n_layers], arrays[n_layers:])
 
     def _kept(
         self, evidence: Evidence, heads: Sequence[Ranking], neurons: Sequence[Ranking], small: RankerSpec

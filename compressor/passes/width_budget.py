@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, NamedTuple, Self
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, Self
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from compressor.algorithms.budgets import shared_out
 from compressor.ranker.cost import linears_of, macs
@@ -14,32 +14,51 @@ from compressor.ranker.narrowing import narrowed
 from compressor.ranker.spec import LayerSpec, RankerSpec
 from compressor.records import Record
 
+if TYPE_CHECKING:
+    from compressor.export.block_times import BlockTimes
+
 Share = Annotated[float, Field(gt=0, le=1)]
+Cost = Callable[[RankerSpec], float]
 
 
 class Budget(Record):
     """What may stay of a ranker's cost, as a share.
 
     ``macs``: of the multiply-adds of a pair of mean length. ``parameters``: of those of its layers; tables stay whole.
+    ``latency``: of the time that a pair of mean length takes on this machine: blocks of several widths are timed first,
+    and times add up. With ``threads`` (by default all) and ``precision`` of the graphs that are timed.
     """
 
     macs: Share | None = None
     parameters: Share | None = None
+    latency: Share | None = None
+    threads: PositiveInt | None = None
+    precision: Literal["fp32", "int8"] = "fp32"
 
     @model_validator(mode="after")
     def _one(self) -> Self:
-        if (self.macs is None) == (self.parameters is None):
-            raise ValueError("name one budget: macs or parameters")
+        if [self.macs, self.parameters, self.latency].count(None) != 2:
+            raise ValueError("name one budget: macs, parameters or latency")
+        if self.latency is None and (self.threads or self.precision != "fp32"):
+            raise ValueError("threads and precision are those of latency")
         return self
 
     @property
     def share(self) -> float:
         """The share, of whatever it is."""
-        return self.macs or self.parameters or 1.0
+        return self.macs or self.parameters or self.latency or 1.0
+
+    def times(self, spec: RankerSpec, n_tokens: int) -> BlockTimes | None:
+        """Time what a budget in latency has to know, on this machine; None for other budgets."""
+        if self.latency is None:
+            return None
+        from compressor.export.block_times import measure_block_times
+
+        return measure_block_times(spec, n_tokens, threads=self.threads, precision=self.precision)
 
     def cost(self, spec: RankerSpec, n_tokens: int) -> int:
-        """Return what is limited of a spec, for pairs of ``n_tokens``."""
-        if self.macs is not None:
+        """Return what is limited of a spec, for pairs of ``n_tokens``: multiply-adds where latency is not timed yet."""
+        if self.parameters is None:
             return macs(spec, n_tokens)
         in_layers = [linear for name, linear in linears_of(spec.without_exits()) if name.startswith("layers.")]
         return sum(linear.inputs * linear.outputs for linear in in_layers)
@@ -72,15 +91,15 @@ def least_widths(spec: RankerSpec) -> Widths:
 
 
 def shared_widths(
-    spec: RankerSpec, budget: Budget, n_tokens: int, round_to: int,
+    spec: RankerSpec, cost: Cost, share: float, round_to: int,
     heads: Sequence[np.ndarray], neurons: Sequence[np.ndarray],
 ) -> Widths:  # fmt: skip
-    """Share the budget out between heads and neurons of all layers.
+    """Share a budget out between heads and neurons of all layers.
 
     Args:
         spec: the whole ranker.
-        budget: what may stay.
-        n_tokens: the length of a pair at which multiply-adds are counted.
+        cost: what is limited; what blocks cost adds up.
+        share: of the whole ranker's cost that may stay.
         round_to: neurons stay in multiples of this.
         heads, neurons: for each layer, the loss when 0, 1, 2 ... units stay.
 
@@ -88,27 +107,21 @@ def shared_widths(
         BudgetError: not even the narrowest shape is cheap enough.
     """
     least = least_widths(spec)
-    base = budget.cost(least.of(spec), n_tokens)
+    base = cost(least.of(spec))
     losses, costs, counts = [], [], []
     for kind, found in (("heads", heads), ("neurons", neurons)):
         for index, layer in enumerate(spec.layers):
             options = head_counts(layer) if kind == "heads" else neuron_counts(layer, round_to)
             counts.append(options)
             losses.append(np.asarray(found[index], dtype=np.float64)[options])
-            costs.append(_extra(spec, budget, n_tokens, least, kind, index, options) - base)
-    chosen = shared_out(losses, costs, budget.share * budget.cost(spec, n_tokens) - base)
+            costs.append(np.array([cost(_with(least, kind, index, units).of(spec)) - base for units in options]))
+    chosen = shared_out(losses, costs, share * cost(spec) - base)
     widths = [options[choice] for options, choice in zip(counts, chosen, strict=True)]
     return Widths(widths[: len(spec.layers)], widths[len(spec.layers) :])
 
 
-def _extra(
-    spec: RankerSpec, budget: Budget, n_tokens: int, least: Widths, kind: str, index: int, options: Sequence[int]
-) -> np.ndarray:
-    """Return the cost of the narrowest shape with each of some widths in one place: costs of places add up."""
-    few, more = options[0], options[-1]
-    found = []
-    for units in (few, more):
-        widths = Widths(list(least.heads), list(least.neurons))
-        getattr(widths, kind)[index] = units
-        found.append(budget.cost(widths.of(spec), n_tokens))
-    return np.interp(options, [few, more], found) if more > few else np.array(found[:1], dtype=np.float64)
+def _with(least: Widths, kind: str, index: int, units: int) -> Widths:
+    """Return the narrowest shape with some units in one place."""
+    widths = Widths(list(least.heads), list(least.neurons))
+    getattr(widths, kind)[index] = units
+    return widths

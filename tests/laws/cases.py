@@ -75,14 +75,16 @@ def with_largest_widths(share: float, round_to: int) -> Callable[..., np.ndarray
 
     def scores(ranker: Any, pairs: list[tuple[str, str]]) -> np.ndarray:
         from compressor.algorithms.width_importance import Evidence, ranked_widths
-        from compressor.passes.width_budget import Budget, shared_widths
+        from compressor.passes.width_budget import shared_widths
+        from compressor.ranker.cost import macs
         from tests.tiny import build_data
 
         data = build_data()
         lengths = ranker.tokenizer.encode_pairs(data.texts(data.sample_pairs(256, 12, 8))).lengths
         found = ranked_widths("magnitude", Evidence(spec=ranker.spec, weights=ranker.weights, queries=()))
         losses = [[ranking.losses.numpy() for ranking in kind] for kind in found]
-        widths = shared_widths(ranker.spec, Budget(macs=share), round(float(np.mean(lengths))), round_to, *losses)
+        n_tokens = round(float(np.mean(lengths)))
+        widths = shared_widths(ranker.spec, lambda spec: macs(spec, n_tokens), share, round_to, *losses)
         weights = dict(ranker.weights)
         for part, rankings, counts in zip(("attention.output", "ffn.down"), found, widths, strict=True):
             for index, (ranking, count) in enumerate(zip(rankings, counts, strict=True)):

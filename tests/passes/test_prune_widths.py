@@ -164,7 +164,11 @@ def test_before_anything_is_cut_nothing_is_refitted(whole, tiny_data):
 @pytest.mark.parametrize(
     ("settings", "found", "fix"),
     [
-        ({"budget": {"macs": 1e-5}}, "0.001%, which is less than the scoring head alone", "larger share"),
+        (
+            {"budget": {"macs": 1e-5}},
+            "0.001%, which is less than what is left without a head or neuron",
+            "larger share",
+        ),
         ({"budget": {"macs": 0.5}, "rearrange": True}, "rearrange with importance predicted", ""),
     ],
 )
@@ -175,10 +179,35 @@ def test_what_cannot_be_is_refused(whole, settings, found, fix):
     assert fix in caught.value.fix
 
 
-@pytest.mark.parametrize("budget", [{}, {"macs": 0.5, "parameters": 0.5}])
+@pytest.mark.parametrize("budget", [{}, {"macs": 0.5, "parameters": 0.5}, {"macs": 0.5, "latency": 0.5}])
 def test_one_budget_is_named(budget):
     with pytest.raises(ValueError, match="name one budget"):
         PruneWidths.model_validate({"budget": budget})
+
+
+@pytest.mark.parametrize("options", [{"threads": 2}, {"precision": "int8"}])
+def test_how_to_time_is_said_where_something_is_timed(options):
+    with pytest.raises(ValueError, match="threads and precision are those of latency"):
+        PruneWidths.model_validate({"budget": {"macs": 0.5, **options}})
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_budget_in_latency_is_shared_out_by_times(whole, tiny_data, precision, monkeypatch):
+    """What is slow goes first: here neurons take no time at all, so that heads alone can save some."""
+    from compressor.export import block_times
+
+    def timed(specs, n_tokens, threads, asked):
+        assert (threads, asked) == (1, precision)
+        return [1.0 + sum(layer.heads for layer in spec.layers) for spec in specs]
+
+    monkeypatch.setattr(block_times, "measure_times", timed)
+    notes: dict[str, Any] = {}
+    budget = {"latency": 0.6, "threads": 1, "precision": precision}
+    small = run(whole, tiny_data, notes, budget=budget)
+    assert notes["ffn_widths"] == [32] * 3
+    assert sum(notes["heads"]) == 3  # (1 + 3) / (1 + 6) is the most within 0.6
+    assert notes["kept_share"] == notes["measured_share"] == pytest.approx(4 / 7, abs=1e-4)
+    assert [layer.heads for layer in small.spec.layers] == notes["heads"]
 
 
 def test_rearranging_lowers_what_is_lost_together():
@@ -203,7 +232,7 @@ def test_pruning_is_repeatable_and_leaves_the_whole_alone(whole, tiny_data, stag
 
 def test_a_budget_that_only_the_texts_show_to_be_too_small_is_refused_in_words(whole, tiny_data):
     step = PruneWidths.model_validate({"round_to": 4, "budget": {"macs": 1e-5}})
-    with pytest.raises(InputError, match="less than the scoring head alone") as caught:
+    with pytest.raises(InputError, match="less than what is left without a head or neuron") as caught:
         step.apply(whole, supply_for(step, tiny_data, whole))  # planned for longer pairs, it might have passed
     assert "larger share" in str(caught.value)
 
