@@ -33,7 +33,7 @@ class TrainingSettings(Record):
     lists: ListSettings = ListSettings()
     lists_per_step: PositiveInt = 8
     batch_tokens: PositiveInt = 8192
-    learning_rate: PositiveFloat = 3e-4
+    learning_rate: PositiveFloat = 1e-4
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_share: Share = 0.05
     weight_decay: NonNegativeFloat = 0.01
