@@ -186,8 +186,9 @@ def _salient_sentence(text: str, weight: Callable[[str], float]) -> str:
     for sentence in _sentences(text):
         cut = _cut(sentence)
         own = {term: weight(term) for term in set(_units(cut))}
-        length = math.sqrt(sum(value**2 for value in own.values()))
-        score = sum(value * document.get(term, 0.0) for term, value in own.items()) / length if length else 0.0
+        # Exact sums: those of a set's terms in any order, which differs from run to run, would break ties at random.
+        length = math.sqrt(math.fsum(value**2 for value in own.values()))
+        score = math.fsum(value * document.get(term, 0.0) for term, value in own.items()) / length if length else 0.0
         if len(own) >= _MIN_KEYWORDS and score > best_score:
             best, best_score = cut, score
     return best
