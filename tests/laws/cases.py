@@ -166,6 +166,12 @@ CASES = {
         masked=without_layers(0),  # for what is refitted see tests/passes/test_drop_layers.py
         mistyped={"keeps": [1]},
     ),
+    "linearize_layers": Case(
+        neutral={"replace": []},
+        active={"replace": [0]},
+        no_mask="a map takes the place of what goes: tests/passes/test_linearize_layers.py",
+        mistyped={"replaced": [0]},
+    ),
     "prune_greedily": Case(
         neutral={"max_divergence": 0},
         active={"max_divergence": 0.001, "n_lists": 6, "neuron_group": 8},
@@ -218,6 +224,7 @@ FORBIDDEN = {
     ("quantize", "drop_layers"): "put drop_layers before quantize",
     ("quantize", "distill"): "put distill before quantize",
     ("quantize", "finetune"): "put finetune before quantize",
+    ("quantize", "linearize_layers"): "put linearize_layers before quantize",
     ("quantize", "prune_greedily"): "put prune_greedily before quantize",
     ("quantize", "prune_widths"): "put prune_widths before quantize",
     ("quantize", "quantize"): "put quantize before quantize",
