@@ -138,6 +138,7 @@ class LayerSpec(Record):
 
     ``attention`` or ``ffn``, or both, may be absent: such a block adds nothing to the residual stream. Its norm stays
     where it stands behind the block (post), and goes where it stands before it (pre), as nobody reads it there.
+    In the feed-forward's place may stand a linear map, with the residual and the norm that a feed-forward has.
     ``exit``: a head that scores from this layer's states as the ranker's head does from the last layer's, through the
     same final norm. Where the spec's own scores are asked for it is not computed.
     ``token_rule`` is where token reduction will stand; today only None is legal.
