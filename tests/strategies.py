@@ -27,6 +27,7 @@ from compressor.ranker.spec import (
     Int8Dynamic,
     Int8Rows,
     LayerSpec,
+    LinearMapSpec,
     LinearSpec,
     LowRankForm,
     NormSpec,
@@ -111,7 +112,9 @@ class Parts:
             output=self.linear(inner, width),
         )
 
-    def feed_forward(self, width: int) -> FeedForwardSpec:
+    def feed_forward(self, width: int) -> FeedForwardSpec | LinearMapSpec:
+        if self.draw(st.sampled_from([False, False, False, False, True])):
+            return LinearMapSpec(down=self.linear(width, width))
         inner = self.draw(st.integers(1, 20))
         return FeedForwardSpec(
             activation=self.draw(ACTIVATIONS),

@@ -9,6 +9,7 @@ import pytest
 
 from compressor.baselines import baseline_rows, refuse_without_stock
 from compressor.errors import InputError
+from compressor.ranker.spec import FeedForwardSpec
 from compressor.runtime import OnnxRanker
 from tests.tiny import tiny_layer, tiny_spec
 
@@ -46,7 +47,7 @@ def test_a_failed_export_leaves_nothing(tmp_path, tiny_ranker, monkeypatch):
 
 def test_a_teacher_without_a_stock_form_is_refused():
     wide, layer = tiny_spec(), tiny_layer()
-    assert layer.ffn
+    assert isinstance(layer.ffn, FeedForwardSpec)
     narrow = layer.changed(
         ffn=layer.ffn.changed(up=layer.ffn.up.changed(outputs=8), down=layer.ffn.down.changed(inputs=8))
     )

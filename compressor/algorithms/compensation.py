@@ -15,7 +15,7 @@ from compressor.algorithms.linear_fits import Moments, prediction
 from compressor.algorithms.subcloning import Kept
 from compressor.progress import progress
 from compressor.ranker.encoder import Encoder
-from compressor.ranker.spec import LayerSpec
+from compressor.ranker.spec import LayerSpec, LinearMapSpec
 
 MOST_SCALE = 10.0  # a larger one fits noise
 
@@ -93,18 +93,52 @@ def refitted(
                 theirs = own = [run_layers(whole, *pair, [end]) for pair in zip(batches, theirs, strict=True)]
             else:
                 theirs = [run_layers(whole, *pair, range(begin, end)) for pair in zip(batches, theirs, strict=True)]
-                for kind, output in OUTPUTS.items():
-                    if getattr(narrow, kind):
-                        place = f"layers.{index}.{output}"
-                        theirs, own = _refit(layer, narrow, kind, theirs, own, batches, found, place)
-                        continue
-                    before = place_of_constant(small.spec, index, kind)
-                    bias = small.get_parameter(before) if before else None
-                    theirs, own = _refit_constant(layer, narrow, kind, theirs, own, batches, bias)
-                    found |= {before: bias.data} if before and bias is not None else {}
+                theirs, own = _refit_layer(layer, small, index, theirs, own, batches, found)
             begin = end + 1
             advance()
     return found
+
+
+def fitted_apart(whole: Encoder, small: Encoder, batches: Sequence[CalibrationBatch]) -> dict[str, Tensor]:
+    """Return output matrices and biases of the layers that are other than the whole ranker's, each fitted alone.
+
+    As in `refitted`, but every layer reads the whole ranker's own states: no fit knows of another.
+
+    Args:
+        whole: the ranker as it was.
+        small: one of as many layers; output matrices of those with another shape are replaced on the way.
+        batches: calibration texts.
+    """
+    found: dict[str, Tensor] = {}
+    states = [batch.embedded for batch in batches]
+    pairs: Any = zip(whole.layers, small.layers, strict=True)
+    with torch.no_grad(), progress("Fitting layers", len(small.layers)) as advance:
+        for index, (layer, narrow) in enumerate(pairs):
+            if layer.spec == narrow.spec:
+                states = [run_layers(whole, *pair, [index]) for pair in zip(batches, states, strict=True)]
+            else:
+                states, _ = _refit_layer(layer, small, index, states, states, batches, found)
+            advance()
+    return found
+
+
+def _refit_layer(
+    whole: Any, small: Encoder, index: int, theirs: list[Tensor], own: list[Tensor],
+    batches: Sequence[CalibrationBatch], found: dict[str, Tensor],
+) -> tuple[list[Tensor], list[Tensor]]:  # fmt: skip
+    """Fit one layer's output matrices; returns the states behind it, the whole ranker's and the cut one's."""
+    narrow: Any = small.layers[index]
+    for kind, output in OUTPUTS.items():
+        if getattr(narrow, kind):
+            theirs, own = _refit(whole, narrow, kind, theirs, own, batches, found, f"layers.{index}.{output}")
+            continue
+        # A linear map that stands for the layer takes the constant in by itself.
+        is_mapped = kind == "attention" and isinstance(narrow.spec.ffn, LinearMapSpec)
+        before = None if is_mapped else place_of_constant(small.spec, index, kind)
+        bias = small.get_parameter(before) if before else None
+        theirs, own = _refit_constant(whole, narrow, kind, theirs, own, batches, bias)
+        found |= {before: bias.data} if before and bias is not None else {}
+    return theirs, own
 
 
 def _refit(

@@ -24,7 +24,7 @@ from compressor.progress import progress
 from compressor.ranker.encoder import Encoder
 from compressor.ranker.linears import Linear
 from compressor.ranker.names import renumbered
-from compressor.ranker.spec import RankerSpec
+from compressor.ranker.spec import LinearMapSpec, RankerSpec
 
 Inputs = Mapping[str, Moments]  # module name of a linear → moments of what it reads
 
@@ -74,7 +74,7 @@ def most_predictive(inputs: Inputs, weights: Mapping[str, Tensor], spec: RankerS
     for index, (layer, narrow) in enumerate(zip(spec.layers, small.layers, strict=True)):
         attention, ffn = f"layers.{index}.attention", f"layers.{index}.ffn"
         stream += sites(*(f"{attention}.{name}" for name in ("query", "key", "value")))
-        stream += sites(f"{ffn}.up", f"{ffn}.gate")
+        stream += sites(f"{ffn}.down") if isinstance(layer.ffn, LinearMapSpec) else sites(f"{ffn}.up", f"{ffn}.gate")
         heads.append(_chosen(sites(f"{attention}.output"), narrow.heads, layer.head_width))
         neurons.append(_chosen(sites(f"{ffn}.down"), narrow.ffn_width))
     for name, head in heads_of(spec):

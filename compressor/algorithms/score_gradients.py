@@ -61,11 +61,12 @@ def measure_score_gradients(module: Encoder, batches: Sequence[CalibrationBatch]
                     part = (index, kind, "read")
                     if part not in gradients:
                         continue
-                    by_token = read[part].detach() * gradients[part]
-                    if kind == "attention":
-                        by_token = by_token.unflatten(1, (layer.spec.heads, -1)).sum(dim=2)
-                    sums = torch.zeros(len(batch.rows), by_token.shape[1]).index_add_(0, row_of, by_token)
-                    found[index][batch.rows] = sums
+                    if found[index].shape[1]:  # a linear map reads no neurons
+                        by_token = read[part].detach() * gradients[part]
+                        if kind == "attention":
+                            by_token = by_token.unflatten(1, (layer.spec.heads, -1)).sum(dim=2)
+                        sums = torch.zeros(len(batch.rows), by_token.shape[1]).index_add_(0, row_of, by_token)
+                        found[index][batch.rows] = sums
                     gradient = gradients[index, kind, "written"]
                     products[kind][index] += gradient.T @ gradient / n_pairs
             advance()

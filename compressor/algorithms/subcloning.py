@@ -10,7 +10,7 @@ from torch import Tensor
 
 from compressor.algorithms.activation_statistics import ActivationStatistics
 from compressor.ranker.names import renumbered
-from compressor.ranker.spec import ClassifierHead, Head, RankerSpec
+from compressor.ranker.spec import ClassifierHead, Head, LinearMapSpec, RankerSpec
 
 Axes = tuple[Tensor | None, Tensor | None]
 
@@ -79,7 +79,7 @@ def _gone(spec: RankerSpec, kept: Kept) -> Iterator[str]:
     """Yield what the names of weights begin with that belong to a block of which nothing stays."""
     for index, layer in enumerate(spec.layers):
         for block, units in (("attention", kept.heads[index]), ("ffn", kept.neurons[index])):
-            if not len(units):
+            if not len(units) and not isinstance(getattr(layer, block), LinearMapSpec):
                 yield f"layers.{index}.{block}."
                 if layer.norm_placement == "pre":
                     yield f"layers.{index}.{block}_norm."
@@ -111,7 +111,7 @@ def axes_of(spec: RankerSpec, kept: Kept) -> Iterator[tuple[str, Axes]]:
         yield f"layers.{index}.attention_norm", (stream, None)
         for name in ("up", "gate"):
             yield f"layers.{index}.ffn.{name}", (neurons, stream)
-        yield f"layers.{index}.ffn.down", (stream, neurons)
+        yield f"layers.{index}.ffn.down", (stream, stream if isinstance(layer.ffn, LinearMapSpec) else neurons)
         yield f"layers.{index}.ffn_norm", (stream, None)
     yield "final_norm", (stream, None)
     for name, _ in heads_of(spec):

@@ -10,7 +10,7 @@ from compressor.export.attention import attention
 from compressor.export.graph import FUSED, Graph
 from compressor.export.layout import Layout, first_tokens
 from compressor.export.linears import Product, Weights, add_bias, linear
-from compressor.ranker.spec import Activation, FeedForwardSpec, LayerSpec, NormSpec
+from compressor.ranker.spec import Activation, FeedForwardSpec, LayerSpec, LinearMapSpec, NormSpec
 
 
 def norm(graph: Graph, name: str, key: str, spec: NormSpec | None, weights: Weights, values: str) -> str:
@@ -67,9 +67,13 @@ def _half_gate(graph: Graph, name: str, values: str, gate: str) -> str:
     return graph.node("Mul", [half, graph.node("Add", [gate, graph.float_scalar(1.0)], f"{name}.gate")], name)
 
 
-def feed_forward(graph: Graph, name: str, key: str, spec: FeedForwardSpec, weights: Weights, values: str) -> Product:
-    """Write ``down(act(up(x)))`` or ``down(act(gate(x)) * up(x))``, ``[T, width] -> [T, width]``."""
-    if spec.gate:
+def feed_forward(
+    graph: Graph, name: str, key: str, spec: FeedForwardSpec | LinearMapSpec, weights: Weights, values: str
+) -> Product:
+    """Write ``down(act(up(x)))``, ``down(act(gate(x)) * up(x))`` or ``down(x)``, ``[T, width] -> [T, width]``."""
+    if isinstance(spec, LinearMapSpec):
+        hidden = values
+    elif spec.gate:
         gate = linear(graph, f"{name}.gate", f"{key}.gate", spec.gate, weights, values)
         up = linear(graph, f"{name}.up", f"{key}.up", spec.up, weights, values)
         opened = activate(graph, f"{name}.activation", spec.activation, gate)

@@ -79,7 +79,7 @@ class PruneWidths(Pass):
             )
         if self._keeps_all:
             return spec
-        alike = [[(1 - units / most) ** 2 for units in range(most + 1)] for most in _widths_of(spec)]
+        alike = [[(1 - units / max(1, most)) ** 2 for units in range(most + 1)] for most in _widths_of(spec)]
         try:
             return self._shared(spec, alike, self._cost(_PLANNED_TOKENS)).of(spec)
         except BudgetError:

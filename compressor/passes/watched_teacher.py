@@ -109,6 +109,9 @@ def _relations(step: Distill, ranker: Ranker, teacher: Ranker) -> RelationMatch 
     if relations is None:
         return None
     layers = _layers(step, relations.layers, ranker, teacher, "representations.relations.layers")
+    if isinstance(relations.layers, str):  # a rule speaks of layers that have relations, a mapping names its own
+        own, theirs = ranker.spec.layers, teacher.spec.layers
+        layers = {a: b for a, b in layers.items() if own[a].attention and theirs[b].attention} or layers
     heads = _relation_heads(step, relations, layers, ranker, teacher)
     return RelationMatch(weight=relations.weight, layers=layers, kind=relations.kind, heads=heads)
 

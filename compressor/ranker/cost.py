@@ -28,8 +28,8 @@ def macs(spec: RankerSpec, n_tokens: int) -> int:
             total += (linear_macs(a.query) + linear_macs(a.output)) * asking
             total += (linear_macs(a.key) + linear_macs(a.value)) * n_tokens
             total += 2 * asking * n_tokens * a.heads * a.head_width
-        if f := layer.ffn:
-            total += (linear_macs(f.up) + linear_macs(f.down) + (linear_macs(f.gate) if f.gate else 0)) * asking
+        parts = [getattr(layer.ffn, name, None) for name in ("up", "gate", "down")]  # a linear map has the last alone
+        total += sum(linear_macs(part) for part in parts if part) * asking
     if isinstance(spec.head, ClassifierHead):
         total += linear_macs(spec.head.output) + (linear_macs(spec.head.dense) if spec.head.dense else 0)
     return total

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from compressor.ranker.attention import Attention
 from compressor.ranker.linears import Linear
-from compressor.ranker.spec import Activation, DropoutSpec, FeedForwardSpec, LayerSpec, NormSpec
+from compressor.ranker.spec import Activation, DropoutSpec, FeedForwardSpec, LayerSpec, LinearMapSpec, NormSpec
 from compressor.ranker.tokens import TokenLayout
 
 
@@ -51,6 +51,25 @@ class FeedForward(nn.Module):
         return self.down(activate(self.up(values), self.spec.activation))
 
 
+class LinearMap(nn.Module):
+    """``down(x)`` over ``[T, width]``, where a feed-forward would stand."""
+
+    def __init__(self, spec: LinearMapSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.down = Linear(spec.down)
+
+    def forward(self, values: Tensor) -> Tensor:
+        return self.down(values)
+
+
+def build_feed_forward(spec: FeedForwardSpec | LinearMapSpec | None) -> FeedForward | LinearMap | None:
+    """Build the second block of a layer, if it has one."""
+    if spec is None:
+        return None
+    return LinearMap(spec) if isinstance(spec, LinearMapSpec) else FeedForward(spec)
+
+
 class Layer(nn.Module):
     """Attention and feed-forward, each with its residual, normed before or after; either may be absent.
 
@@ -62,7 +81,7 @@ class Layer(nn.Module):
         self.spec = spec
         self.attention = Attention(spec.attention, dropout.attention) if spec.attention else None
         self.attention_norm = build_norm(spec.attention_norm, width)
-        self.ffn = FeedForward(spec.ffn) if spec.ffn else None
+        self.ffn = build_feed_forward(spec.ffn)
         self.ffn_norm = build_norm(spec.ffn_norm, width)
         self.dropout = nn.Dropout(dropout.hidden)
         self.exit = exit_head

@@ -1,8 +1,8 @@
-"""Smaller shapes of the same kind: fewer residual dimensions, heads and neurons."""
+"""Smaller shapes of the same kind: fewer residual dimensions, heads and neurons; linear maps instead of layers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from compressor.ranker.spec import (
     AttentionSpec,
@@ -11,6 +11,8 @@ from compressor.ranker.spec import (
     FeedForwardSpec,
     Head,
     LayerSpec,
+    LinearMapSpec,
+    LinearSpec,
     RankerSpec,
 )
 
@@ -24,7 +26,7 @@ def narrowed(spec: RankerSpec, *, width: int, heads: Sequence[int], ffn_widths: 
         spec: the shape.
         width: residual dimensions.
         heads: attention heads, layer by layer; 0 takes the attention away.
-        ffn_widths: feed-forward neurons, layer by layer; 0 takes the feed-forward away.
+        ffn_widths: feed-forward neurons, layer by layer; 0 takes the feed-forward away, but no linear map.
     """
     layers = tuple(
         _layer(layer, spec.width, width, *counts) for layer, *counts in zip(spec.layers, heads, ffn_widths, strict=True)
@@ -34,6 +36,29 @@ def narrowed(spec: RankerSpec, *, width: int, heads: Sequence[int], ffn_widths: 
         embeddings=_embeddings(spec.embeddings, width),
         layers=layers,
         head=narrowed_head(spec.head, spec.width, width),
+    )
+
+
+def linearized(spec: RankerSpec, layers: Collection[int]) -> RankerSpec:
+    """Return a spec in which one linear map, with its residual, stands for each of some layers.
+
+    With norms behind blocks (post) that is ``norm(x + A x + b)`` under the layer's last norm: what comes behind reads
+    normed states. With norms before blocks (pre) it is ``x + A norm(x) + b`` under the layer's first norm, if it has
+    one: the map reads what the layer's first block read, so that a few tokens of huge states do not rule the fit.
+
+    Args:
+        spec: the shape.
+        layers: which of its layers.
+    """
+    linear = LinearMapSpec(down=LinearSpec(inputs=spec.width, outputs=spec.width))
+
+    def changed(layer: LayerSpec) -> LayerSpec:
+        is_post = layer.norm_placement == "post"
+        norm = layer.ffn_norm if is_post or not layer.attention else layer.attention_norm
+        return layer.changed(attention=None, attention_norm=None, ffn=linear, ffn_norm=norm)
+
+    return spec.changed(
+        layers=tuple(changed(layer) if index in layers else layer for index, layer in enumerate(spec.layers))
     )
 
 
@@ -56,11 +81,12 @@ def _embeddings(embeddings: EmbeddingsSpec, width: int) -> EmbeddingsSpec:
 
 def _layer(layer: LayerSpec, before: int, width: int, heads: int, ffn_width: int) -> LayerSpec:
     is_pre = layer.norm_placement == "pre"
+    ffn = _ffn(layer.ffn, width, ffn_width) if layer.ffn else None
     return layer.changed(
         attention=_attention(layer.attention, width, heads) if layer.attention and heads else None,
         attention_norm=None if is_pre and not heads else layer.attention_norm,
-        ffn=_ffn(layer.ffn, width, ffn_width) if layer.ffn and ffn_width else None,
-        ffn_norm=None if is_pre and not ffn_width else layer.ffn_norm,
+        ffn=ffn,
+        ffn_norm=None if is_pre and not ffn else layer.ffn_norm,
         exit=narrowed_head(layer.exit, before, width) if layer.exit else None,
     )
 
@@ -76,7 +102,11 @@ def _attention(attention: AttentionSpec, width: int, heads: int) -> AttentionSpe
     )
 
 
-def _ffn(ffn: FeedForwardSpec, width: int, neurons: int) -> FeedForwardSpec:
+def _ffn(ffn: FeedForwardSpec | LinearMapSpec, width: int, neurons: int) -> FeedForwardSpec | LinearMapSpec | None:
+    if isinstance(ffn, LinearMapSpec):
+        return ffn.changed(down=ffn.down.changed(inputs=width, outputs=width))
+    if not neurons:
+        return None
     return ffn.changed(
         up=ffn.up.changed(inputs=width, outputs=neurons),
         gate=ffn.gate.changed(inputs=width, outputs=neurons) if ffn.gate else None,

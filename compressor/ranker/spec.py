@@ -7,9 +7,10 @@ Layers need not be alike: each has its own heads, widths, norms, linear forms an
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Discriminator, Field, NonNegativeInt, PositiveInt, Tag, model_validator
 
 from compressor.ranker.attention_spec import (
     AttentionPattern,
@@ -54,6 +55,7 @@ __all__ = [
     "Int8Rows",
     "LayerSpec",
     "LinearForm",
+    "LinearMapSpec",
     "LinearPrecision",
     "LinearSpec",
     "LowRankForm",
@@ -113,11 +115,30 @@ class FeedForwardSpec(Record):
         return self
 
 
+class LinearMapSpec(Record):
+    """``down(x)``: one linear map in the place of a feed-forward, without neurons of its own."""
+
+    down: LinearSpec
+
+
+def _kind_of_ffn(value: Any) -> str:
+    is_map = set(value) == {"down"} if isinstance(value, Mapping) else isinstance(value, LinearMapSpec)
+    return "linear_map" if is_map else "feed_forward"
+
+
+# Told apart by what they have: specs that were stored before there were linear maps stay as they are.
+_FeedForward = Annotated[
+    Annotated[FeedForwardSpec, Tag("feed_forward")] | Annotated[LinearMapSpec, Tag("linear_map")],
+    Discriminator(_kind_of_ffn),
+]
+
+
 class LayerSpec(Record):
     """One encoder layer. A norm that is absent is the identity (ModernBERT's first attention norm).
 
     ``attention`` or ``ffn``, or both, may be absent: such a block adds nothing to the residual stream. Its norm stays
     where it stands behind the block (post), and goes where it stands before it (pre), as nobody reads it there.
+    In the feed-forward's place may stand a linear map, with the residual and the norm that a feed-forward has.
     ``exit``: a head that scores from this layer's states as the ranker's head does from the last layer's, through the
     same final norm. Where the spec's own scores are asked for it is not computed.
     ``token_rule`` is where token reduction will stand; today only None is legal.
@@ -126,7 +147,7 @@ class LayerSpec(Record):
     norm_placement: Literal["post", "pre"]
     attention: AttentionSpec | None
     attention_norm: NormSpec | None
-    ffn: FeedForwardSpec | None
+    ffn: _FeedForward | None
     ffn_norm: NormSpec | None
     token_rule: None = None
     exit: ClassifierHead | None = None
@@ -143,8 +164,8 @@ class LayerSpec(Record):
 
     @property
     def ffn_width(self) -> int:
-        """Feed-forward neurons; 0 without a feed-forward."""
-        return self.ffn.width if self.ffn else 0
+        """Feed-forward neurons; 0 without a feed-forward, and of a linear map, which has none."""
+        return self.ffn.width if isinstance(self.ffn, FeedForwardSpec) else 0
 
     @model_validator(mode="after")
     def _no_norm_is_read_by_nobody(self) -> Self:
@@ -211,8 +232,9 @@ class RankerSpec(Record):
                 widths += [(f"layers.{i}.attention.{n}", getattr(a, n).inputs) for n in ("query", "key", "value")]
                 widths += [(f"layers.{i}.attention.output", a.output.outputs)]
             if f := layer.ffn:
-                widths += [(f"layers.{i}.ffn.up", f.up.inputs), (f"layers.{i}.ffn.down", f.down.outputs)]
-                widths += [(f"layers.{i}.ffn.gate", f.gate.inputs)] if f.gate else []
+                readers = ("down",) if isinstance(f, LinearMapSpec) else ("up", "gate")
+                widths += [(f"layers.{i}.ffn.{n}", part.inputs) for n in readers if (part := getattr(f, n))]
+                widths += [(f"layers.{i}.ffn.down", f.down.outputs)]
             if layer.exit:
                 widths.append((f"layers.{i}.exit", _head_inputs(layer.exit)))
         if isinstance(self.head, ClassifierHead):
@@ -237,8 +259,8 @@ class RankerSpec(Record):
 
     @property
     def first_ffn(self) -> FeedForwardSpec | None:
-        """The feed-forward of the first layer that has one."""
-        return next((layer.ffn for layer in self.layers if layer.ffn), None)
+        """The feed-forward of the first layer that has one with neurons."""
+        return next((layer.ffn for layer in self.layers if isinstance(layer.ffn, FeedForwardSpec)), None)
 
     @property
     def reads_first_token_only(self) -> bool:

@@ -19,8 +19,11 @@ class Case:
         active: settings that change the tiny ranker (2 layers, width 16).
         again: settings that make sense after ``active``, where the neutral ones do not, and after a pass that takes
             layers away, where ``active`` does not.
+        ranker: another ranker of 2 layers and width 16, where it makes no sense on the tiny one, whose norms stand
+            behind its blocks.
         behind: a pass whose active setting comes first, where this one makes no sense without it.
         no_change: why even the active settings leave scores alone, for law 2.
+        exact_atol: how far rounding may move scores then, and the cause.
         no_promise: why the pass promises nothing, for law 5.
         masked: scores of the untouched ranker with the removed parts switched off, for law 7; None with ``no_mask``.
         batch_atol: how far batch mates may move a score after the pass, and the cause.
@@ -30,8 +33,10 @@ class Case:
     neutral: dict[str, Any]
     active: dict[str, Any]
     again: dict[str, Any] = field(default_factory=dict)
+    ranker: Callable[[], Any] | None = None
     behind: str = ""
     no_change: str = ""
+    exact_atol: tuple[float, str] = (0.0, "nothing is computed anew")
     masked: Callable[..., np.ndarray] | None = None
     no_mask: str = ""
     no_promise: str = ""
@@ -120,6 +125,18 @@ def with_most_active(n_heads: int, n_neurons: int, n_pairs: int = 256, seed: int
     return scores
 
 
+def pre_norm() -> Any:
+    """Return a ranker of ModernBERT's shape: no norm before the first attention, embeddings of tokens alone."""
+    from compressor.ranker.spec import EmbeddingsSpec, NormSpec
+    from tests.tiny import build_ranker, tiny_layer, tiny_spec
+
+    norm = NormSpec(epsilon=1e-5)
+    layer = tiny_layer(norm_placement="pre", attention_norm=norm, ffn_norm=norm)
+    embeddings = EmbeddingsSpec(tokens=tiny_spec().embeddings.tokens, norm=norm)
+    layers = (layer.changed(attention_norm=None), layer)
+    return build_ranker(tiny_spec(embeddings=embeddings, layers=layers, final_norm=norm))
+
+
 _INT8 = "one activation scale spans a whole batch: a longer batch widens it, by rounding steps of 1/255 of the range"
 
 _TRAINING = {"lists": {"list_size": 4}, "lists_per_step": 4, "learning_rate": 1e-2, "precision": "fp32"}
@@ -161,12 +178,27 @@ CASES = {
         **_TRAINED,
     ),
     "finetune": Case(neutral={"epochs": 0}, active=_TRAINING, mistyped={"loses": {"softmax_labels": 1}}, **_TRAINED),
+    "fold_norms": Case(
+        neutral={"norms": "keep", "gains": "keep"},
+        active={},
+        ranker=pre_norm,
+        no_change="folding is exact",
+        exact_atol=(1e-4, "weights are rounded anew, and fp32 sums taken in another order"),
+        no_mask="nothing that is computed goes",
+        mistyped={"norm": "rms"},
+    ),
     "drop_layers": Case(
         neutral={"keep": [0, 1]},
         active={"keep": [1], "compensate": "none"},
         again={"keep": [0], "compensate": "none"},  # what is left of two layers
         masked=without_layers(0),  # for what is refitted see tests/passes/test_drop_layers.py
         mistyped={"keeps": [1]},
+    ),
+    "linearize_layers": Case(
+        neutral={"replace": []},
+        active={"replace": [0]},
+        no_mask="a map takes the place of what goes: tests/passes/test_linearize_layers.py",
+        mistyped={"replaced": [0]},
     ),
     "prune_greedily": Case(
         neutral={"max_divergence": 0},
@@ -220,6 +252,8 @@ FORBIDDEN = {
     ("quantize", "drop_layers"): "put drop_layers before quantize",
     ("quantize", "distill"): "put distill before quantize",
     ("quantize", "finetune"): "put finetune before quantize",
+    ("quantize", "fold_norms"): "put fold_norms before quantize",
+    ("quantize", "linearize_layers"): "put linearize_layers before quantize",
     ("quantize", "prune_greedily"): "put prune_greedily before quantize",
     ("quantize", "prune_widths"): "put prune_widths before quantize",
     ("quantize", "quantize"): "put quantize before quantize",

@@ -13,6 +13,7 @@ from compressor.ranker.spec import (
     CausalPattern,
     ClassifierHead,
     FeedForwardSpec,
+    LinearMapSpec,
     LinearSpec,
     LowRankForm,
     NormSpec,
@@ -87,7 +88,9 @@ def _rotate(x: Tensor, base: float) -> Tensor:
     return x * angles.cos() + turned * angles.sin()
 
 
-def _feed(spec: FeedForwardSpec, w: Weights, layer: str, x: Tensor) -> Tensor:
+def _feed(spec: FeedForwardSpec | LinearMapSpec, w: Weights, layer: str, x: Tensor) -> Tensor:
+    if isinstance(spec, LinearMapSpec):
+        return _linear(spec.down, w, f"{layer}.ffn.down", x)
     up = _linear(spec.up, w, f"{layer}.ffn.up", x)
     if spec.gate:
         up = _act(spec.activation, _linear(spec.gate, w, f"{layer}.ffn.gate", x)) * up

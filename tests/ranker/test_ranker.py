@@ -12,13 +12,13 @@ from compressor.errors import RunError
 from compressor.ranker.encoder import expected_shapes, random_weights
 from compressor.ranker.history import StageRecord
 from compressor.ranker.ranker import check_weights
-from compressor.ranker.spec import Int8Dynamic, LowRankForm, SimilarityHead
+from compressor.ranker.spec import FeedForwardSpec, Int8Dynamic, LowRankForm, SimilarityHead
 from tests.tiny import build_ranker, lively_weights, tiny_layer, tiny_spec
 
 
 def test_weights_are_named_after_the_spec():
     low_rank = tiny_layer()
-    assert low_rank.ffn
+    assert isinstance(low_rank.ffn, FeedForwardSpec)
     up = low_rank.ffn.up.changed(form=LowRankForm(rank=3))
     spec = tiny_spec(layers=(tiny_layer(), low_rank.changed(ffn=low_rank.ffn.changed(up=up))))
     assert expected_shapes(spec) == {
