@@ -141,31 +141,30 @@ def _check_files(folder: Path) -> None:
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
-    """Return tensors by their names in the trained model: without PEFT's wrappers, and without unused originals."""
+    """Return tensors by their names in the trained model, without unused originals of modules trained whole."""
     with opened(path) as file:
-        stored = {name: aligned(file, name) for name in file.keys()}  # noqa: SIM118
-    tensors, faults = {}, []
+        stored = {name: aligned(file, name) for name in file.keys() if ".original_module." not in name}  # noqa: SIM118
+    faults = []
     for name, tensor in stored.items():
-        if ".original_module." in name:
-            continue
-        is_index = name.endswith("indices")
-        exact = tensor.long() if is_index else tensor.double()  # PEFT on Windows writes indices as floats
-        foreign = (is_index and not torch.equal(exact.to(tensor.dtype), tensor)) or (
-            not is_index and (tensor.dtype not in FLOATS or not exact.isfinite().all())
-        )
-        if foreign:
-            allowed = "whole numbers" if is_index else "finite floating-point numbers"
-            faults.append(Fault(source=path, where=name, found=f"{tensor.dtype} with others", allowed=allowed))
-        own = name.removeprefix("base_model.model.").removesuffix(".weight") if _is_magnitude(name) else name
-        own = own.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".modules_to_save.", ".")
-        tensors[own] = exact
+        if name.endswith("indices"):  # PEFT on Windows writes them as floats
+            allowed, fits = "whole numbers", torch.equal(tensor.long().to(tensor.dtype), tensor)
+        else:
+            allowed, fits = "finite floating-point numbers", tensor.dtype in FLOATS and bool(tensor.isfinite().all())
+        if not fits:
+            faults.append(Fault(source=path, where=name, found=f"other numbers ({tensor.dtype})", allowed=allowed))
     if faults:
         raise InputError(faults)
-    return tensors
+    return {
+        _trained_name(name): tensor.long() if name.endswith("indices") else tensor.double()
+        for name, tensor in stored.items()
+    }
 
 
-def _is_magnitude(name: str) -> bool:
-    return name.endswith(".lora_magnitude_vector.weight")  # as some versions of PEFT write it
+def _trained_name(name: str) -> str:
+    """Return a tensor's name without what PEFT wraps around modules."""
+    own = name.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".modules_to_save.", ".")
+    # Some versions write DoRA's magnitudes as a module.
+    return own.removesuffix(".weight") if own.endswith(".lora_magnitude_vector.weight") else own
 
 
 def _share(groups: dict[tuple[str, str], dict[str, Tensor]]) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 PEFT_PREFIX = "base_model.model."
-Forward = Callable[[nn.Module, Tensor, Tensor], Tensor]  # module, its input, its output: the adapted output
+Forward = Callable[[Any, Tensor, Tensor], Tensor]  # module, its input, its output: the adapted output
 
 
 def write_adapter(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any] | None = None) -> Path:
@@ -63,7 +63,7 @@ def low_rank(down: Tensor, up: Tensor, scaling: float) -> Forward:
 def with_magnitudes(down: Tensor, up: Tensor, scaling: float, magnitude: Tensor) -> Forward:
     """PEFT's forward of DoRA: what the base gives without its bias is rescaled, and the update added."""
 
-    def forward(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def forward(module: Any, x: Tensor, y: Tensor) -> Tensor:
         scale = magnitude / torch.linalg.norm(module.weight + scaling * up @ down, dim=1)
         update = functional.linear(functional.linear(x, down), up)
         return y + (scale - 1) * functional.linear(x, module.weight) + scale * update * scaling
@@ -74,7 +74,7 @@ def with_magnitudes(down: Tensor, up: Tensor, scaling: float, magnitude: Tensor)
 def random_bases(a: Tensor, b: Tensor, lambdas: Tensor, gamma: Tensor, scaling: float) -> Forward:
     """PEFT's forward of RandLoRA: both factors are cut to the layer, and the smaller side's is scaled."""
 
-    def forward(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def forward(module: Any, x: Tensor, y: Tensor) -> Tensor:
         outputs, inputs = module.weight.shape
         n_bases = gamma.shape[0]
         rows = torch.stack([

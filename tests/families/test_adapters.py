@@ -7,11 +7,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from compressor.families import load_teacher, merged_weights, open_adapter
 from tests.families.adapter_folders import (
     PEFT_PREFIX,
     Drawn,
+    Forward,
     adapted,
     linears,
     lora_config,
@@ -49,7 +51,8 @@ def assert_merges(stock, folder, forwards=None, values=None):
 
 def lora_of(modules, draw, scaling, rank=3):
     """Return PEFT's tensors of LoRA on modules, and their forwards."""
-    tensors, forwards = {}, {}
+    tensors: dict[str, Tensor] = {}
+    forwards: dict[str, Forward] = {}
     for name, module in modules.items():
         down, up = draw(rank, module.in_features), draw(module.out_features, rank)
         tensors |= {f"{PEFT_PREFIX}{name}.lora_A.weight": down, f"{PEFT_PREFIX}{name}.lora_B.weight": up}
@@ -88,10 +91,10 @@ def test_ranks_and_alphas_by_pattern(stock_bert, tmp_path):
 def test_rank_stabilized_scaling_and_half_precision(stock_bert, tmp_path, dtype):
     tensors, _ = lora_of(linears(stock_bert.model, "query"), Drawn(), 1)
     tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
-    forwards = {
-        name: low_rank(*(tensors[f"{PEFT_PREFIX}{name}.lora_{side}.weight"].float() for side in "AB"), 6 / math.sqrt(3))
-        for name in linears(stock_bert.model, "query")
-    }
+    forwards = {}
+    for name in linears(stock_bert.model, "query"):
+        down, up = (tensors[f"{PEFT_PREFIX}{name}.lora_{side}.weight"].float() for side in "AB")
+        forwards[name] = low_rank(down, up, scaling=6 / math.sqrt(3))
     # PEFT switches fan_in_fan_out off for linear layers, whatever the file says.
     write_adapter(tmp_path, tensors, lora_config(use_rslora=True, fan_in_fan_out=True, target_modules=["query"]))
     assert_merges(stock_bert, tmp_path, forwards)
@@ -100,7 +103,8 @@ def test_rank_stabilized_scaling_and_half_precision(stock_bert, tmp_path, dtype)
 @pytest.mark.parametrize("end", ["", ".weight"])
 def test_dora_rescales_rows_and_leaves_biases(stock_bert, tmp_path, end):
     draw, modules = Drawn(), linears(stock_bert.model, "query", "dense")
-    tensors, forwards = {}, {}
+    tensors: dict[str, Tensor] = {}
+    forwards: dict[str, Forward] = {}
     for name, module in modules.items():
         down, up = draw(3, module.in_features), draw(module.out_features, 3)
         magnitude = module.weight.norm(dim=1).detach() * (1 + draw(module.out_features))
@@ -113,7 +117,9 @@ def test_dora_rescales_rows_and_leaves_biases(stock_bert, tmp_path, end):
 
 def test_dora_on_stacked_projections(tmp_path_factory, tmp_path):
     stock = build_stock("modernbert_first", tmp_path_factory.mktemp("modernbert"))
-    draw, tensors, forwards = Drawn(), {}, {}
+    draw = Drawn()
+    tensors: dict[str, Tensor] = {}
+    forwards: dict[str, Forward] = {}
     for name, module in linears(stock.model, "Wqkv", "Wi").items():
         down, up, magnitude = draw(3, module.in_features), draw(module.out_features, 3), draw(module.out_features) + 1
         own = f"{PEFT_PREFIX}{name}.lora_"
@@ -130,9 +136,11 @@ def test_a_table_and_a_bias_of_the_update(stock_bert, tmp_path):
     biases = {name: draw(16) for name in forwards}
     tensors |= {f"{PEFT_PREFIX}{name}.lora_B.bias": bias for name, bias in biases.items()}
     tensors |= {f"{PEFT_PREFIX}{table}.lora_embedding_A": down, f"{PEFT_PREFIX}{table}.lora_embedding_B": up}
-    shifted = {
-        name: lambda module, x, y, name=name: forwards[name](module, x, y) + 2.0 * biases[name] for name in forwards
-    }
+
+    def shifted_by(forward: Forward, bias: Tensor) -> Forward:
+        return lambda module, x, y: forward(module, x, y) + 2.0 * bias
+
+    shifted = {name: shifted_by(forward, biases[name]) for name, forward in forwards.items()}
     shifted[table] = lambda module, ids, y: y + 2.0 * torch.nn.functional.embedding(ids, down.T) @ up.T
     config = lora_config(target_modules=["value", "word_embeddings"], lora_bias=True)
     assert_merges(stock_bert, write_adapter(tmp_path, tensors, config), shifted)
@@ -202,18 +210,21 @@ def test_ternary_bases_of_randlora_are_drawn_again(stock_bert, tmp_path, kind, t
         base[uniform < 1 / (2 * s)] = -1
         base[uniform > 1 - 1 / (2 * s)] = 1
         bases.append(base / base.std())
-    tensors, forwards = {}, {}
+    tensors: dict[str, Tensor] = {}
+    forwards: dict[str, Forward] = {}
     for name, (lambdas, gamma) in scales(linears(stock_bert.model, *targets), Drawn()).items():
         own = f"{PEFT_PREFIX}{name}.randlora_"
         tensors |= {f"{own}lambda": lambdas, f"{own}gamma": gamma}
-        forwards[name] = random_bases(*bases, lambdas, gamma, 60 / 3)
+        forwards[name] = random_bases(bases[0], bases[1], lambdas, gamma, scaling=60 / 3)
     write_adapter(tmp_path, tensors, {**RANDLORA, kind: True, "save_projection": False})
     assert_merges(stock_bert, tmp_path, forwards)
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.float32])
 def test_shira(stock_bert, tmp_path, dtype):
-    draw, tensors, values = Drawn(), {}, {}
+    draw = Drawn()
+    tensors: dict[str, Tensor] = {}
+    values: dict[str, Tensor] = {}
     for name, module in linears(stock_bert.model, "value").items():
         places = torch.randperm(256, generator=draw.generator)[:20]
         indices, differences = torch.stack([places // 16, places % 16]), draw(20, scale=2.0)
@@ -227,7 +238,9 @@ def test_shira(stock_bert, tmp_path, dtype):
 
 
 def test_sparse_differences_of_matrices_norms_and_biases_and_a_whole_head(stock, tmp_path):
-    draw, tensors, values = Drawn(), {}, {}
+    draw = Drawn()
+    tensors: dict[str, Tensor] = {}
+    values: dict[str, Tensor] = {}
     head = stock.model.classifier if hasattr(stock.model.classifier, "weight") else stock.model.classifier.out_proj
     names = {id(parameter): name for name, parameter in stock.model.named_parameters()}
     for name, parameter in stock.model.named_parameters():
@@ -242,6 +255,11 @@ def test_sparse_differences_of_matrices_norms_and_biases_and_a_whole_head(stock,
     assert_merges(stock, write_adapter(tmp_path, tensors), values=values)
 
 
+def shift_of(alpha: tuple[Tensor, Tensor], vector: Tensor) -> Forward:
+    """AdapterBias: the token's weight, linear in what the matrix reads, times one vector."""
+    return lambda module, x, y: y + torch.nn.functional.linear(x, *alpha) * vector
+
+
 FEED_FORWARDS = {"bert": "bert.encoder.layer.{}.output.dense", "distilbert": "distilbert.transformer.layer.{}.ffn.lin2"}
 
 
@@ -249,7 +267,9 @@ FEED_FORWARDS = {"bert": "bert.encoder.layer.{}.output.dense", "distilbert": "di
 @pytest.mark.parametrize("shared", [False, True])
 def test_adapter_bias(stock_bert, tmp_path_factory, tmp_path, family, shared):
     stock = stock_bert if family == "bert" else build_stock(family, tmp_path_factory.mktemp(family))
-    draw, tensors, forwards = Drawn(), {}, {}
+    draw = Drawn()
+    tensors: dict[str, Tensor] = {}
+    forwards: dict[str, Forward] = {}
     alpha, constant = draw(1, 40), draw(1)
     for index in range(3):
         module = FEED_FORWARDS[family].format(index)
@@ -259,7 +279,7 @@ def test_adapter_bias(stock_bert, tmp_path_factory, tmp_path, family, shared):
         tensors[f"{parent}.adapter_vector"] = vector
         if not shared:
             tensors |= {f"{parent}.adapter_alpha.weight": own[0], f"{parent}.adapter_alpha.bias": own[1]}
-        forwards[module] = lambda module, x, y, own=own, vector=vector: y + torch.nn.functional.linear(x, *own) * vector
+        forwards[module] = shift_of(own, vector)
     if shared:
         holder = FEED_FORWARDS[family].split(".layer")[0]
         tensors |= {f"{holder}.adapter_alpha.weight": alpha, f"{holder}.adapter_alpha.bias": constant}

@@ -11,7 +11,8 @@ from tests.families.adapter_folders import Drawn, lora_config, write_adapter
 @pytest.fixture(autouse=True)
 def _adapters(tmp_path):
     """Write two LoRAs for the tiny ranker: one that changes both layers, and one that changes nothing yet."""
-    draw, tensors = Drawn(), {}
+    draw = Drawn()
+    tensors: dict[str, torch.Tensor] = {}
     for layer in range(2):
         for module, outputs in (("attention.self.query", 16), ("intermediate.dense", 32)):
             own = f"base_model.model.bert.encoder.layer.{layer}.{module}.lora_"

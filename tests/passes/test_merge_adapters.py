@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -23,7 +25,8 @@ QUERY = "bert.encoder.layer.0.attention.self.query"
 
 
 def lora(folder, seed=0, n_layers=1, **config):
-    draw, tensors = Drawn(seed), {}
+    draw = Drawn(seed)
+    tensors: dict[str, torch.Tensor] = {}
     for layer in range(n_layers):
         own = f"{PEFT_PREFIX}{QUERY.replace('.0.', f'.{layer}.')}.lora_"
         tensors |= {f"{own}A.weight": draw(3, 16), f"{own}B.weight": draw(16, 3)}
@@ -37,12 +40,13 @@ def merging(*folders):
 def test_two_adapters_add_up_and_history_says_what_they_were(tiny_ranker, tiny_pairs, tmp_path):
     (first, one), (second, other) = lora(tmp_path / "a", base_model_name_or_path="org/base"), lora(tmp_path / "b", 1)
     module = tiny_ranker.changed().module
-    forwards = {"layers.0.attention.query": lambda m, x, y: low_rank(*other, 2)(m, x, low_rank(*one, 2)(m, x, y))}
+    beside = [low_rank(down, up, scaling=2.0) for down, up in (one, other)]
+    forwards = {"layers.0.attention.query": lambda m, x, y: beside[1](m, x, beside[0](m, x, y))}
     untouched = tiny_ranker.changed()
     with adapted(module, forwards):
         object.__setattr__(untouched, "module", module)  # scores with the adapters beside the weights
         expected = untouched.score(tiny_pairs)
-    notes = {}
+    notes: dict[str, Any] = {}
     result = applied(merging(first, second), tiny_ranker, notes=notes)
     np.testing.assert_allclose(result.score(tiny_pairs), expected, atol=1e-5, rtol=0)
     assert np.abs(expected - tiny_ranker.score(tiny_pairs)).max() > 1e-3
@@ -101,7 +105,8 @@ def checked(passes, tmp_path):
 
 def test_recipes_that_change_weights_first_are_refused_before_anything_runs(tmp_path):
     merge = {"merge_adapters": {"adapters": [str(lora(tmp_path / "lora")[0])]}}
-    calibrate, start = {"calibrate_scores": {}}, {"start_from": {"checkpoint": "self", "head": "new"}}
+    calibrate: dict[str, Any] = {"calibrate_scores": {}}
+    start = {"start_from": {"checkpoint": "self", "head": "new"}}
     assert len(checked([start, merge, merge, calibrate], tmp_path)) == 5
     with pytest.raises(InputError) as refused:
         checked([start, calibrate, merge], tmp_path)
