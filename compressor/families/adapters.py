@@ -24,7 +24,7 @@ from compressor.families.adapter_changes import (
 )
 from compressor.families.adapter_files import NEEDED, Adapted, Adapter
 from compressor.families.catalogue import FAMILIES
-from compressor.families.family import is_prefixed, stock_names, stock_shapes
+from compressor.families.family import FamilyAdapter, is_prefixed, is_unused, stock_names, stock_shapes
 from compressor.families.peft_config import PeftConfig
 from compressor.ranker.spec import RankerSpec
 
@@ -64,6 +64,7 @@ class _Base:
     """The tensors of the checkpoint that an adapter's names refer to.
 
     Attributes:
+        family, spec: whose checkpoint.
         names: each with the canonical tensors that are stacked in it.
         shapes: of the same.
         feed_forwards: module that holds a feed-forward's output matrix: name of that matrix.
@@ -71,6 +72,8 @@ class _Base:
         has_folded_segment: whether the only segment's row was added to the positions.
     """
 
+    family: FamilyAdapter
+    spec: RankerSpec
     names: Mapping[str, tuple[str, ...]]
     shapes: Mapping[str, Shape]
     feed_forwards: Mapping[str, str]
@@ -85,6 +88,8 @@ class _Base:
         shapes = stock_shapes(family, spec, prefixed=prefixed)
         outputs = [name for name, parts in names.items() if _FEED_FORWARD.fullmatch(parts[0])]
         return cls(
+            family=family,
+            spec=spec,
             names=names,
             shapes={name: shapes[name] for name in names},
             feed_forwards={name.rsplit(".", 2)[0]: name for name in outputs},
@@ -106,7 +111,7 @@ class _Base:
     def modules(self) -> list[str]:
         """Return the modules with a matrix that the trained model had."""
         ends = [name for name, shape in self.shapes.items() if len(shape) == 2 and name.endswith(".weight")]
-        return [name.removesuffix(".weight") for name in ends if not name.startswith(self.untrained or "\0")]
+        return [name.removesuffix(".weight") for name in ends if not name.startswith(self.untrained)]
 
 
 def _changes(adapter: Adapter, base: _Base) -> list[Change]:
@@ -123,6 +128,7 @@ def _changes(adapter: Adapter, base: _Base) -> list[Change]:
             misfits.append((one.module, _NO_BASES))
         else:
             changes += _changes_of(one, adapter, base, drawn)
+    changes = [one for one in changes if one.target in base.names or not is_unused(base.family, base.spec, one.target)]
     for change in changes:
         if misfit := base.misfit(change):
             misfits.append((change.target, misfit))
@@ -194,7 +200,7 @@ def _untold(config: PeftConfig, base: _Base, changed: Iterable[str]) -> list[tup
             untold.append((module, "a target of the adapter for which it holds nothing"))
     for name in base.names:
         module, _, kind = name.rpartition(".")
-        if name in changed or name.startswith(base.untrained or "\0"):
+        if name in changed or name.startswith(base.untrained):
             continue
         if config.is_whole(name):
             untold.append((name, "trained whole (modules_to_save), and not in the file"))

@@ -168,6 +168,16 @@ def test_names_of_a_bare_encoder(stock_bert, tmp_path):
     assert_merges(stock_bert, tmp_path, forwards)
 
 
+def test_what_no_score_depends_on_is_left_out(tmp_path_factory, tmp_path):
+    stock = build_stock("roberta", tmp_path_factory.mktemp("roberta"))
+    tensors, forwards = lora_of(linears(stock.model, "query"), Drawn(), scaling=2.0)
+    bare = {name.replace("roberta.", ""): tensor for name, tensor in tensors.items()}
+    bare |= {f"{PEFT_PREFIX}pooler.dense.lora_{side}.weight": torch.ones(shape)
+             for side, shape in (("A", (3, 16)), ("B", (16, 3)))}  # fmt: skip
+    write_adapter(tmp_path, bare, lora_config())
+    assert_merges(stock, tmp_path, forwards)
+
+
 RANDLORA = {"peft_type": "RANDLORA", "r": 3, "randlora_alpha": 60, "projection_prng_key": 5, "bias": "none"}
 
 
