@@ -67,6 +67,7 @@ def check_recipe(recipe: Recipe, spec: RankerSpec, source: Path) -> list[RankerS
             faults.append(Fault(source=source, where=where, found=fault.found, allowed=fault.allowed, fix=fault.fix))
             break  # what comes behind would be judged on a shape that never exists
     faults += _misplaced_starts(recipe, source)
+    faults += _late_for_base(recipe, source)
     if not faults:
         faults += _unreadable_rows(recipe, shapes, source)
     if faults:
@@ -234,6 +235,16 @@ def _misplaced_starts(recipe: Recipe, source: Path) -> Iterable[Fault]:
             yield Fault(
                 source=source, where=place, found=found, allowed="the first place", fix=f"put {step.verb} first"
             )
+
+
+def _late_for_base(recipe: Recipe, source: Path) -> Iterable[Fault]:
+    """Yield the passes that bring what was made for the loaded weights behind others that changed these."""
+    changed_by = ""
+    for place, step in _placed(recipe):
+        if step.made_for_base and changed_by:
+            found = f"{step.made_for_base}, made for the weights as loaded, behind {changed_by}, which changes them"
+            yield Fault(source=source, where=place, found=found, fix=f"put {step.verb} before {changed_by}")
+        changed_by = changed_by or (step.verb if step.changes_weights else "")
 
 
 def _unreadable_rows(recipe: Recipe, shapes: Sequence[RankerSpec], source: Path) -> Iterable[Fault]:

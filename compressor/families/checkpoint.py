@@ -20,8 +20,8 @@ from compressor.ranker.encoder import expected_shapes
 from compressor.ranker.spec import RankerSpec, SimilarityHead
 from compressor.storage import inside, read_json
 
-_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-_FLOAT_NAMES = "float32, float16, bfloat16 or float64"
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+FLOAT_NAMES = "float32, float16, bfloat16 or float64"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -75,16 +75,16 @@ class Checkpoint:
         files = weight_files(self.folder)
         with progress("Reading weights", len(files)) as advance:
             for path in files:
-                with _opened(path) as file:
-                    tensors |= {_modern(name): _aligned(file, name) for name in file.keys()}  # noqa: SIM118
+                with opened(path) as file:
+                    tensors |= {_modern(name): aligned(file, name) for name in file.keys()}  # noqa: SIM118
                 advance()
         expected = stock_shapes(family, spec, prefixed=is_prefixed(family, tensors))
-        foreign = {name: tensors[name].dtype for name in expected if tensors[name].dtype not in _FLOATS}
+        foreign = {name: tensors[name].dtype for name in expected if tensors[name].dtype not in FLOATS}
         if foreign:
             name, dtype = next(iter(foreign.items()))
             fix = "give the checkpoint from before quantization"
             found = f"{len(foreign)} weights of type {dtype}"
-            raise InputError(Fault(source=self.folder, where=name, found=found, allowed=_FLOAT_NAMES, fix=fix))
+            raise InputError(Fault(source=self.folder, where=name, found=found, allowed=FLOAT_NAMES, fix=fix))
         return to_canonical(family, spec, tensors)
 
     def head_weights(self, spec: RankerSpec) -> dict[str, Tensor]:
@@ -102,16 +102,16 @@ class Checkpoint:
         }
         found: dict[str, Tensor] = {}
         for path in weight_files(self.folder):
-            with _opened(path) as file:
+            with opened(path) as file:
                 stored = {_modern(name): name for name in file.keys()}  # noqa: SIM118
                 there = names.keys() & stored.keys()
-                found |= {names[stock]: _aligned(file, stored[stock]).float() for stock in there}
+                found |= {names[stock]: aligned(file, stored[stock]).float() for stock in there}
         return found
 
     def _shapes(self) -> dict[str, Shape]:
         shapes: dict[str, Shape] = {}
         for path in weight_files(self.folder):
-            with _opened(path) as file:
+            with opened(path) as file:
                 names = file.keys()
                 shapes |= {_modern(name): tuple(file.get_slice(name).get_shape()) for name in names}
         return shapes
@@ -144,7 +144,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 def _refuse_adapters(folder: Path) -> None:
     if (folder / "adapter_config.json").is_file():
-        fix = "merge it into its base first: PeftModel.from_pretrained(BASE, ADAPTER).merge_and_unload()"
+        fix = "give its base, and name this folder in the pass merge_adapters"
         found = "an adapter (LoRA or other PEFT weights), not a whole checkpoint"
         raise InputError(Fault(source=folder / "adapter_config.json", found=found, fix=fix))
 
@@ -157,14 +157,14 @@ def _modern(name: str) -> str:
     return name
 
 
-def _aligned(file: Any, name: str) -> Tensor:
+def aligned(file: Any, name: str) -> Tensor:
     """Return a copy: a mapped file's tensors start anywhere, and some CPUs' kernels sum unaligned ones otherwise."""
     tensor: Tensor = file.get_tensor(name).clone()
     return tensor
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def opened(path: Path) -> Iterator[Any]:
     with ExitStack() as stack:
         try:
             file = stack.enter_context(safe_open(path, framework="pt"))

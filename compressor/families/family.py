@@ -99,7 +99,7 @@ def shape_faults(family: FamilyAdapter, spec: RankerSpec, tensors: Mapping[str, 
     if missing:
         found = f"a checkpoint without {_listed(missing)}"
         faults.append(Fault(source=source, found=found, fix="save the whole model with save_pretrained"))
-    unexpected = [name for name in tensors if name not in expected and not _is_unused(family, spec, name)]
+    unexpected = [name for name in tensors if name not in expected and not is_unused(family, spec, name)]
     if unexpected:
         fix = "a model that computes more than its config says cannot be scored rightly"
         faults.append(Fault(source=source, found=f"tensors of no known place: {_listed(unexpected)}", fix=fix))
@@ -120,7 +120,8 @@ def _no_head(source: Path, missing: list[str]) -> Fault:
     )
 
 
-def _is_unused(family: FamilyAdapter, spec: RankerSpec, name: str) -> bool:
+def is_unused(family: FamilyAdapter, spec: RankerSpec, name: str) -> bool:
+    """Whether a ranker's scores do not depend on a tensor of its checkpoint."""
     own = name.removeprefix(f"{family.prefix}.")
     if own.startswith(family.unused):
         return True

@@ -157,6 +157,16 @@ class Pass(Record, ABC):
         """The setting by which the teacher reads the ranker's own rows, if one does; both must cut text alike then."""
         return ""
 
+    @property
+    def changes_weights(self) -> bool:
+        """Whether the ranker's own weights may become others: what was made for them no longer fits then."""
+        return True
+
+    @property
+    def made_for_base(self) -> str:
+        """What was made for the weights as they were loaded, if the settings name such a thing."""
+        return ""
+
     def check_data(self, load: Callable[[Need], RankingData]) -> None:
         """Refuse data that the settings cannot be used with, before anything is run.
 

@@ -42,6 +42,10 @@ class StartFrom(Pass):
     def starts_anew(self) -> str:
         return "" if self.checkpoint == SELF else self.checkpoint
 
+    @property
+    def changes_weights(self) -> bool:
+        return False
+
     def placed(self, base: Path) -> Self:
         path = (base / Path(self.checkpoint).expanduser()).resolve()
         is_path = self.checkpoint != SELF and path.exists()

@@ -117,7 +117,7 @@ def test_two_logits_are_seen_without_labels_too(checkpoint):
 
 def test_an_adapter_is_refused(checkpoint):
     (checkpoint / "adapter_config.json").write_text("{}")
-    assert "merge it into its base first" in refusal(checkpoint)
+    assert "give its base, and name this folder in the pass merge_adapters" in refusal(checkpoint)
 
 
 def test_a_pickled_checkpoint_is_refused_unread(checkpoint):

@@ -200,6 +200,13 @@ CASES = {
         no_mask="a map takes the place of what goes: tests/passes/test_linearize_layers.py",
         mistyped={"replaced": [0]},
     ),
+    "merge_adapters": Case(  # the folders are written by tests/laws/conftest.py
+        neutral={"adapters": ["fresh_lora"]},
+        active={"adapters": ["lora"]},
+        no_mask="merging removes nothing",
+        no_promise="merged weights are weights like others",
+        mistyped={"adapter": ["lora"]},
+    ),
     "prune_greedily": Case(
         neutral={"max_divergence": 0},
         active={"max_divergence": 0.001, "n_lists": 6, "neuron_group": 8},
@@ -243,17 +250,26 @@ CASES = {
 }
 
 # Ordered pairs of passes that are refused, with what the message must say.
+_CUTS = "put merge_adapters before all that cuts"
+
 FORBIDDEN = {
+    ("add_exits", "merge_adapters"): "put merge_adapters before add_exits",
     ("cut_at_exit", "add_exits"): "put add_exits before the pass that takes layers away",
+    ("cut_at_exit", "merge_adapters"): _CUTS,
     ("cut_at_exit", "cut_at_exit"): "put add_exits before cut_at_exit",
     ("drop_layers", "add_exits"): "put add_exits before the pass that takes layers away",
     ("drop_layers", "cut_at_exit"): "put add_exits before cut_at_exit",
+    ("drop_layers", "merge_adapters"): _CUTS,
+    ("prune_greedily", "merge_adapters"): _CUTS,
+    ("prune_widths", "merge_adapters"): _CUTS,
+    ("subclone", "merge_adapters"): _CUTS,
     ("quantize", "add_exits"): "put add_exits before quantize",
     ("quantize", "drop_layers"): "put drop_layers before quantize",
     ("quantize", "distill"): "put distill before quantize",
     ("quantize", "finetune"): "put finetune before quantize",
     ("quantize", "fold_norms"): "put fold_norms before quantize",
     ("quantize", "linearize_layers"): "put linearize_layers before quantize",
+    ("quantize", "merge_adapters"): "put merge_adapters before quantize",
     ("quantize", "prune_greedily"): "put prune_greedily before quantize",
     ("quantize", "prune_widths"): "put prune_widths before quantize",
     ("quantize", "quantize"): "put quantize before quantize",

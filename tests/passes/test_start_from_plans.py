@@ -44,7 +44,10 @@ def folder(tmp_path):
         (lambda folder: (folder / "model.safetensors").write_bytes(b"?"), "a broken safetensors file"),
         (lambda folder: (folder / "config.json").write_text('{"model_type": "t5"}'), "an encoder-decoder checkpoint"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer.json"),
-        (lambda folder: (folder / "adapter_config.json").write_text("{}"), "merge it into its base first"),
+        (
+            lambda folder: (folder / "adapter_config.json").write_text("{}"),
+            "give its base, and name this folder in the pass merge_adapters",
+        ),
     ],
 )
 def test_what_cannot_be_read_is_a_fault_of_the_setting(teacher, folder, spoil, words):
