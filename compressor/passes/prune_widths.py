@@ -22,7 +22,7 @@ from compressor.passes.contract import (
     refuse_quantized,
 )
 from compressor.passes.kept_layers import CANDIDATES_OF_A_LIST
-from compressor.passes.width_budget import Budget, Widths, least_widths, shared_widths
+from compressor.passes.width_budget import Budget, Widths, planned_widths, shared_widths, too_small
 from compressor.ranker.spec import RankerSpec
 from compressor.registry import register
 
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from compressor.ranker.ranker import Ranker
 
 Importance = Literal["predicted", "fisher", "taylor", "hessian", "wanda", "magnitude"]
-
-_PLANNED_TOKENS = 128  # a pass is planned before any text is read
 
 
 @register("prune_widths")
@@ -78,11 +76,7 @@ class PruneWidths(Pass):
             )
         if self._keeps_all:
             return spec
-        alike = [[(1 - units / most) ** 2 for units in range(most + 1)] for most in _widths_of(spec)]
-        try:
-            return self._shared(spec, alike, _PLANNED_TOKENS).of(spec)
-        except BudgetError:
-            raise self._too_small(spec, _PLANNED_TOKENS) from None
+        return planned_widths(spec, self.budget, self.round_to).of(spec)
 
     def apply(self, ranker: Ranker, supply: Supply) -> Ranker:
         if self._keeps_all:
@@ -110,7 +104,7 @@ class PruneWidths(Pass):
         try:
             small = self._shared(ranker.spec, losses, n_tokens).of(ranker.spec)
         except BudgetError:  # planned for pairs of another length
-            found = self._too_small(ranker.spec, n_tokens)
+            found = too_small(ranker.spec, self.budget, n_tokens)
             raise InputError(
                 Fault(source=self.verb, where="budget", found=found.found, allowed=found.allowed, fix=found.fix)
             ) from None
@@ -138,15 +132,6 @@ class PruneWidths(Pass):
     @property
     def _keeps_all(self) -> bool:
         return self.budget.share == 1
-
-    def _too_small(self, spec: RankerSpec, n_tokens: int) -> PlanError:
-        least = self.budget.cost(least_widths(spec).of(spec), n_tokens)
-        return PlanError(
-            f"{self.budget.share:.3%}, which is less than the scoring head alone",
-            allowed=f"from {least / self.budget.cost(spec, n_tokens):.3%} on, for pairs of {n_tokens} tokens",
-            fix="name a larger share",
-            setting="budget",
-        )
 
     def _shared(self, spec: RankerSpec, losses: Sequence[Sequence[float]], n_tokens: int) -> Widths:
         """Share the budget out by losses of every layer's heads, then of every layer's neurons."""
@@ -178,7 +163,3 @@ class PruneWidths(Pass):
             neurons=first(neurons, [layer.ffn_width for layer in small.layers], "ffn.down"),
             pooled={name: torch.arange(head.dense.outputs) for name, head in heads_of(small) if head.dense},
         )
-
-
-def _widths_of(spec: RankerSpec) -> list[int]:
-    return [layer.heads for layer in spec.layers] + [layer.ffn_width for layer in spec.layers]
