@@ -131,9 +131,7 @@ def _gate_stream(gates: Callable[[], Gates], _: nn.Module, __: object, result: T
     return result if gate is None else result * gate.to(result.dtype)
 
 
-def _norm_of_open(
-    gates: Callable[[], Gates], writes: bool, norm: Any, inputs: tuple[Tensor], result: Tensor
-) -> Tensor:
+def _norm_of_open(gates: Callable[[], Gates], writes: bool, norm: Any, inputs: tuple[Tensor], result: Tensor) -> Tensor:
     """Return what the norm would give if closed dimensions were not there; gated where it writes the stream."""
     gate = gates().residual
     if gate is None:
@@ -192,4 +190,3 @@ def _embedding_writers(spec: RankerSpec) -> list[str]:
     if embeddings["norm"]:
         return ["embeddings.norm"]
     return [f"embeddings.{name}" for name in ("tokens", "positions", "segments") if embeddings[name]]
-

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from compressor.algorithms.budgets import BudgetError
 
+_ROUNDING = 1e-6  # of shares that are sums of thousands; any unit costs more
+
 Block = tuple[int, str]  # a layer, and `attention` or `ffn`
 
 
@@ -20,7 +22,7 @@ class WidthCosts:
     With ``counts = [1, heads of each layer, neurons of each layer]`` it is ``(fixed + width_share * scaled) · counts``.
 
     Attributes:
-        fixed, scaled: float32 ``[1 + 2 * layers]``.
+        fixed, scaled: float64 ``[1 + 2 * layers]``.
     """
 
     fixed: Tensor
@@ -100,14 +102,14 @@ def best_units(
                 items.append((is_optional, -float(each.mean()), rank, place, len(each), len(each) * prices[index]))
     left, counts, closed = budget - base, dict.fromkeys(orders, 0), set[Block]()
     for is_optional, _, _, place, n_units, price in sorted(items):
-        if price > left + 1e-9:
+        if price > left + _ROUNDING:
             if not is_optional:
                 raise BudgetError(base + price)
             closed.add(place)  # what comes later of this block has lower scores
         elif place not in closed:
             left -= price
             counts[place] += n_units
-    if left < -1e-6:
+    if left < -_ROUNDING:
         raise BudgetError(base)
     stay = {place: order[: counts[place]].sort().values for place, order in orders.items()}
     return ChosenUnits(
@@ -126,7 +128,7 @@ def paid_for(scores: Tensor, prices: Tensor, budget: float) -> Tensor:
         budget: most that they may cost together.
     """
     order = scores.detach().sort(descending=True, stable=True).indices
-    stays = prices[order].double().cumsum(0) <= budget + 1e-9
+    stays = prices[order].double().cumsum(0) <= budget + _ROUNDING
     return torch.zeros_like(scores).index_copy(0, order, stays.to(scores.dtype))
 
 

@@ -109,6 +109,11 @@ class Distill(TrainingPass):
         return "representations" if self.representations else "teacher_scores" if self.losses and self._is_live else ""
 
     @property
+    def loses_dimensions(self) -> bool:
+        """Whether the ranker's states lose dimensions while it trains: they are then never compared one by one."""
+        return False
+
+    @property
     def _asks_own_teacher_alone(self) -> bool:
         return all(isinstance(teacher, RankerTeacher) and teacher.ranker == "self" for teacher in self.teachers)
 

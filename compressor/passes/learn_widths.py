@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import PositiveInt
 
-from compressor.algorithms.budgets import BudgetError
-from compressor.errors import Fault, InputError
 from compressor.passes.contract import (
     Need,
     PlanError,
@@ -45,7 +43,7 @@ class LearnWidths(Distill):
 
     All settings of `distill`, and:
 
-    ``budget``: the share that stays. What is cut never costs more, and next to nothing less.
+    ``budget``: the share that stays at most; as near to it as whole heads and groups of neurons come.
     ``method``: ``l0``, gates that are drawn and learn by which chance they are open, with a Lagrangian on the expected
     cost (CoFi, arXiv 2204.00408); ``movement``, gates that are open or not, by scores that grow where weights move away
     from zero (hybrid block movement pruning, arXiv 2109.04838).
@@ -70,6 +68,10 @@ class LearnWidths(Distill):
     @property
     def reads_along(self) -> str:
         return "" if self._keeps_all else super().reads_along
+
+    @property
+    def loses_dimensions(self) -> bool:
+        return self.masks.hidden
 
     def plan(self, spec: RankerSpec) -> RankerSpec:
         super().plan(spec)
@@ -111,7 +113,7 @@ class LearnWidths(Distill):
             found = too_small(ranker.spec, self.budget, n_tokens)
             raise self.fault("budget", found.found, allowed=found.allowed, fix=found.fix)
         masks = self._masks(ranker.spec, n_tokens, supply.seed)
-        trained = self.learned(ranker, supply, partial(MaskedObjective, masks)).changed()
+        trained = self.learned(ranker, supply, partial(MaskedObjective, masks))
         masks = masks.cpu()
         needed = self._needed(ranker.spec)
         units = best_units(masks.unit_scores(), masks.costs, self.budget.share, self.round_to, needed)

@@ -162,7 +162,7 @@ def width_costs(spec: RankerSpec, budget: Budget, n_tokens: int, *, on_residual:
     wide = counts(spec.width)
     per_dimension = (wide - counts(1)) / (spec.width - 1) if on_residual and spec.width > 1 else 0 * wide
     scaled = per_dimension * spec.width
-    return WidthCosts(fixed=torch.tensor(wide - scaled).float(), scaled=torch.tensor(scaled).float())
+    return WidthCosts(fixed=torch.from_numpy(wide - scaled), scaled=torch.from_numpy(scaled))
 
 
 def _extra(

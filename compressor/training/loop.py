@@ -115,10 +115,7 @@ class _Run:
             named |= {f"extra.{name}": one for name, one in self.extra.named_parameters()}
         self.parameters = named
         rates = {
-            name: rate
-            for start, rate in self.rates.items()
-            for name in named
-            if name.startswith(f"extra.{start}")
+            name: rate for start, rate in self.rates.items() for name in named if name.startswith(f"extra.{start}")
         }
         self.clipped = [one for name, one in named.items() if name not in rates]
         self.optimizer = build_optimizer(named, settings, rates)

@@ -26,12 +26,12 @@ class MaskSettings(Record):
     """When and how fast units go.
 
     ``ramp``: the shares of the training at which the target begins to fall and at which it has reached the budget.
-    ``learning_rate``: of scores and of multipliers, constant: without the warm-up and the decay of weights.
+    ``learning_rate``: of scores, constant: without the warm-up and the decay of the weights' own.
     ``hidden``: whether residual dimensions are masked too. ``regrow``: none, or how.
     """
 
     ramp: tuple[ShareOfTraining, ShareOfTraining] = (0.1, 0.6)
-    learning_rate: PositiveFloat = 0.05
+    learning_rate: PositiveFloat = 0.1
     hidden: bool = False
     regrow: Regrowth | None = None
 

@@ -30,8 +30,10 @@ def build_optimizer(
     groups: list[dict[str, Any]] = [
         {"params": matrices, "weight_decay": settings.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
-        *({"params": [parameters[name]], "weight_decay": 0.0, "lr": rate, "constant": True}
-          for name, rate in rates.items()),
+        *(
+            {"params": [parameters[name]], "weight_decay": 0.0, "lr": rate, "constant": True}
+            for name, rate in rates.items()
+        ),
     ]
     # The second moment forgets sooner than by default: compressed rankers are trained for hundreds of steps.
     return torch.optim.AdamW(

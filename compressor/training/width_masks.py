@@ -20,7 +20,10 @@ from compressor.training.mask_settings import MaskSettings, Regrowth
 
 BLOCKS = {"heads": "attentions", "neurons": "ffns"}  # units, and what a mask on whole blocks of them is called
 
-_START_LOGIT = 3.0  # open: without noise the gate is 1 from logit 2.4 on
+_START_LOGIT = 2.4  # where a gate without noise is just 1
+# How far the multipliers can climb in one training, whatever its length. The quadratic one climbs faster, which damps:
+# with equal rates the linear one is wound up by the time that masks need to close, and far too much is closed.
+_MOST_LINEAR, _MOST_QUADRATIC = 16.0, 480.0
 _MEMORY = 0.9  # of the average over steps of what gates' gradients are
 
 
@@ -39,9 +42,7 @@ class WidthMasks(nn.Module, ABC):
 
     step: Tensor
 
-    def __init__(
-        self, spec: RankerSpec, costs: WidthCosts, budget: float, settings: MaskSettings, seed: int
-    ) -> None:
+    def __init__(self, spec: RankerSpec, costs: WidthCosts, budget: float, settings: MaskSettings, seed: int) -> None:
         super().__init__()
         self.costs, self.budget, self.settings, self.seed = costs, budget, settings, seed
         self.n_steps = 1
@@ -162,11 +163,11 @@ class HardConcreteMasks(WidthMasks):
         self.scores.update({kind: nn.Parameter(torch.zeros(count)) for kind, count in more.items()})
         for scores in self.scores.values():
             nn.init.constant_(scores, _START_LOGIT)
-        self.multipliers = nn.Parameter(torch.zeros(2))
+        self.linear, self.quadratic = nn.Parameter(torch.zeros(())), nn.Parameter(torch.zeros(()))
 
     @property
     def rates(self) -> Mapping[str, float]:
-        return {**super().rates, "multipliers": self.settings.learning_rate}
+        return {**super().rates, "linear": _MOST_LINEAR / self.n_steps, "quadratic": _MOST_QUADRATIC / self.n_steps}
 
     def own_gates(self, *, drawn: bool) -> dict[str, Tensor]:
         if not drawn:
@@ -183,9 +184,7 @@ class HardConcreteMasks(WidthMasks):
             self.split(kind, torch.minimum(self.scores[kind], self.spread(kind, self.scores[block])))
             for kind, block in BLOCKS.items()
         )
-        return UnitScores(
-            heads=heads, neurons=neurons, residual=self.scores["residual"] if "residual" in self.scores else None
-        )
+        return UnitScores(heads=heads, neurons=neurons, residual=self.scores.get("residual", None))
 
     def expected_cost(self) -> Tensor:
         """Return the cost of the units that are expected to be open, as a share of the whole."""
@@ -196,10 +195,12 @@ class HardConcreteMasks(WidthMasks):
         width = open_chances(self.scores["residual"]).mean() if "residual" in self.scores else 1.0
         return self.costs.of(heads, neurons, width)
 
-    def penalty(self) -> Tensor:
+    def penalty(self) -> Tensor | None:
+        if not self.progress:
+            return None  # noisy gates are never all open: multipliers would learn to push against the start
         gap = self.expected_cost() - (1 - (1 - self.budget) * self.progress)
         # As large as the multipliers, and with their gradient turned round: what minimizes the loss makes them climb.
-        linear, quadratic = 2 * self.multipliers.detach() - self.multipliers
+        linear, quadratic = (2 * each.detach() - each for each in (self.linear, self.quadratic))
         return linear * gap + quadratic * gap.square()
 
 
@@ -225,5 +226,6 @@ class MovementMasks(WidthMasks):
         return UnitScores(heads=heads, neurons=neurons)
 
 
-def _add(total: Tensor, gradient: Tensor) -> None:
-    total += gradient.detach()
+def _add(total: Tensor, gradient: Tensor | None) -> None:
+    if gradient is not None:  # None where nothing behind the gates reached a loss
+        total += gradient.detach()

@@ -166,6 +166,12 @@ CASES = {
         masked=without_layers(0),  # for what is refitted see tests/passes/test_drop_layers.py
         mistyped={"keeps": [1]},
     ),
+    "learn_widths": Case(
+        neutral={"budget": {"macs": 1}},
+        active={**_TRAINING, "budget": {"macs": 0.8}, "round_to": 4, "masks": {"learning_rate": 0.3}},
+        no_mask="training changes what stays: tests/passes/test_learn_widths.py",
+        mistyped={"budgets": {"macs": 0.6}},
+    ),
     "prune_greedily": Case(
         neutral={"max_divergence": 0},
         active={"max_divergence": 0.001, "n_lists": 6, "neuron_group": 8},
@@ -218,6 +224,7 @@ FORBIDDEN = {
     ("quantize", "drop_layers"): "put drop_layers before quantize",
     ("quantize", "distill"): "put distill before quantize",
     ("quantize", "finetune"): "put finetune before quantize",
+    ("quantize", "learn_widths"): "put learn_widths before quantize",
     ("quantize", "prune_greedily"): "put prune_greedily before quantize",
     ("quantize", "prune_widths"): "put prune_widths before quantize",
     ("quantize", "quantize"): "put quantize before quantize",
