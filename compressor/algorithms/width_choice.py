@@ -11,6 +11,7 @@ from torch import Tensor
 from compressor.algorithms.budgets import BudgetError
 
 _ROUNDING = 1e-6  # of shares that are sums of thousands; any unit costs more
+_LEFT_OUT = 8
 
 Block = tuple[int, str]  # a layer, and `attention` or `ffn`
 
@@ -122,13 +123,21 @@ def best_units(
 def paid_for(scores: Tensor, prices: Tensor, budget: float) -> Tensor:
     """Return which units stay, float 0 or 1 ``[n]``: those with the best scores, as many as can be paid for.
 
+    What is too dear where the budget ends is left out, a few times, for cheaper ones behind it.
+
     Args:
         scores: ``[n]``; of equal ones the first stays.
         prices: of each unit, ``[n]``.
         budget: most that they may cost together.
     """
     order = scores.detach().sort(descending=True, stable=True).indices
-    stays = prices[order].double().cumsum(0) <= budget + _ROUNDING
+    ordered, is_wanted = prices[order].double(), torch.ones_like(order, dtype=torch.bool)
+    for _ in range(_LEFT_OUT + 1):
+        stays = is_wanted & ((ordered * is_wanted).cumsum(0) <= budget + _ROUNDING)
+        beyond = is_wanted & ~stays
+        if not beyond.any():
+            break
+        is_wanted[beyond.int().argmax()] = False
     return torch.zeros_like(scores).index_copy(0, order, stays.to(scores.dtype))
 
 

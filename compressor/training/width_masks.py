@@ -134,8 +134,9 @@ class WidthMasks(nn.Module, ABC):
         return Gates(heads=heads, neurons=neurons, residual=gates.get("residual"))
 
     def _regrow(self, regrow: Regrowth) -> None:
-        """Have dropped units with the largest gradients and the weakest of those that stay change places.
+        """Have dropped units with the largest gradients come back, and as many of the weakest of those that stay go.
 
+        Who comes back begins in the middle of those that stay, and has time to show what it is worth.
         Gradual magnitude pruning with zero-cost neuroregeneration (GraNet, arXiv 2106.10404), as used for heads of
         graph transformers (GTSP, arXiv 2312.05479): the share falls off like a cosine.
         """
@@ -145,8 +146,9 @@ class WidthMasks(nn.Module, ABC):
             scores, stays, answers = self.scores[kind], gates[kind] > 0, getattr(self, f"answers_{kind}")
             count = int(share * min(int(stays.sum()), int((~stays).sum())))
             regrown = answers.masked_fill(stays, -1.0).topk(count).indices
-            weakest = scores.masked_fill(~stays, math.inf).topk(count, largest=False).indices.flip(0)
-            scores[regrown], scores[weakest] = scores[weakest].clone(), scores[regrown].clone()
+            weakest = scores.masked_fill(~stays, math.inf).topk(count, largest=False).indices
+            if count:
+                scores[regrown], scores[weakest] = scores[stays].median(), scores[regrown].clone()
 
 
 class HardConcreteMasks(WidthMasks):

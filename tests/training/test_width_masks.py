@@ -56,9 +56,8 @@ def test_the_movement_budget_falls_like_a_cubic():
 @pytest.mark.parametrize("hidden", [False, True])
 def test_multipliers_climb_and_scores_descend_to_the_budget(hidden):
     masks = masks_of(HardConcreteMasks, n_steps=300, hidden=hidden)
-    rates = {f"extra.{name}": rate for start, rate in masks.rates.items() for name, _ in masks.named_parameters()
-             if name.startswith(start)}  # fmt: skip
-    named = {f"extra.{name}": one for name, one in masks.named_parameters()}
+    named = dict(masks.named_parameters())
+    rates = {name: rate for start, rate in masks.rates.items() for name in named if name.startswith(start)}
     optimizer = build_optimizer(named, TrainingSettings(), rates)
     assert masks.penalty() is None  # before the ramp
     highest = 0.0
@@ -92,7 +91,7 @@ def test_equal_steps_draw_equal_gates_and_others_do_not():
 
 @pytest.mark.parametrize("kind", [HardConcreteMasks, MovementMasks])
 def test_the_dropped_unit_that_scores_answer_to_comes_back_for_the_weakest(kind):
-    masks = masks_of(kind, regrow={"every": 1, "share": 1.0}, ramp=(0.0, 1.0))
+    masks = masks_of(kind, budget=0.8, regrow={"every": 1, "share": 1.0}, ramp=(0.0, 1.0))
     with torch.no_grad():
         masks.scores["neurons"].copy_(torch.linspace(2.0, 3.0, 64))
         masks.scores["neurons"][[5, 6, 7, 9]] = -4.0
@@ -104,11 +103,12 @@ def test_the_dropped_unit_that_scores_answer_to_comes_back_for_the_weakest(kind)
     pull = torch.zeros(32)
     pull[9] = 1.0
     (masks.gates.neurons[0] * pull).sum().backward()
-    gone = int((torch.cat(before.neurons) == 0).sum())
     masks.after_step()
     after = masks.expected()
     assert after.neurons[0][9] > 0
-    assert int((torch.cat(after.neurons) == 0).sum()) == pytest.approx(gone, abs=3)
+    was, is_open = (torch.cat(each.neurons) > 0 for each in (before, after))
+    assert (was & ~is_open).any(), "nobody made room"
+    assert abs(int(is_open.sum()) - int(was.sum())) <= 3  # the budget falls meanwhile
 
 
 def test_rates_of_their_own_are_constant_and_do_not_decay():
@@ -118,4 +118,4 @@ def test_rates_of_their_own_are_constant_and_do_not_decay():
     assert groups[id(score)]["lr"] == 0.5
     assert groups[id(score)]["constant"]
     assert groups[id(score)]["weight_decay"] == 0
-    assert "constant" not in groups[id(weight)] or not groups[id(weight)]["constant"]
+    assert not groups[id(weight)].get("constant")
