@@ -56,10 +56,10 @@ def random_gates(spec, on_residual, seed=0):
 
     found = {"attention": [gate(each.heads) for each in spec.layers]}
     found["ffn"] = [gate(each.ffn_width) for each in spec.layers]
-    for block, gates in found.items():
+    for block, layers in found.items():
         if (0, block) not in needed:
-            gates[0].zero_()
-        for index, each in enumerate(gates):
+            layers[0].zero_()
+        for index, each in enumerate(layers):
             if (index, block) in needed and not each.any():
                 each[0] = 0.7
     residual = gate(spec.width) if on_residual else None
@@ -100,7 +100,8 @@ def test_costs_of_units_add_up_to_those_of_shapes(name, kind):
     assert units.residual is not None
     counts = [[len(each) for each in found] for found in (units.heads, units.neurons)]
     small = narrowed_stream(spec, len(units.residual), *counts)
-    found = costs.of(*(torch.tensor(each).float() for each in counts), len(units.residual) / spec.width)
+    heads, neurons = (torch.tensor(each).float() for each in counts)
+    found = costs.of(heads, neurons, len(units.residual) / spec.width)
     assert float(found) == pytest.approx(budget.cost(small, 30) / budget.cost(spec, 30), rel=1e-4)
 
 
