@@ -59,6 +59,7 @@ def test_equal_widths_need_no_projections(teacher, tiny_data):
     step = Distill.model_validate({"representations": {"hidden": 1}})
     objective = Objective(watched=watch(step, teacher, supply_for(step, tiny_data, teacher)))
     assert objective.extra is None
+    objective.prepare(teacher.trainable(), batches_of(teacher, tiny_data))
 
 
 def test_a_student_that_is_to_lose_dimensions_has_projections_of_equal_width(teacher, tiny_data):
@@ -67,4 +68,3 @@ def test_a_student_that_is_to_lose_dimensions_has_projections_of_equal_width(tea
     projections = watch(step, teacher, supply_for(step, tiny_data, teacher)).projections
     assert projections is not None
     assert {tuple(one.shape) for one in projections.maps.values()} == {(16, 16)}
-    objective.prepare(teacher.trainable(), batches_of(teacher, tiny_data))
