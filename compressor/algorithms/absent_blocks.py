@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from compressor.ranker.spec import RankerSpec
+from compressor.ranker.spec import LayerSpec, RankerSpec
 
 OUTPUTS = {"attention": "attention.output", "ffn": "ffn.down"}
 
@@ -46,6 +46,27 @@ def place_of_constant(spec: RankerSpec, index: int, block: str) -> str | None:
     if before.ffn:
         return f"layers.{index - 1}.ffn.down.bias" if before.ffn.down.bias else None
     return place_of_constant(spec, index - 1, "ffn")
+
+
+def never_absent(spec: RankerSpec, smallest: RankerSpec) -> set[tuple[int, str]]:
+    """Return the blocks, by layer and kind, that cannot go without a change: their bias would have no place.
+
+    Args:
+        spec: the shape before.
+        smallest: the same without any block: what has a place there has one in every shape between.
+    """
+    return {
+        (index, block)
+        for index, layer in enumerate(spec.layers)
+        for block in OUTPUTS
+        if _has_bias(layer, block) and place_of_constant(smallest, index, block) is None
+    }
+
+
+def _has_bias(layer: LayerSpec, block: str) -> bool:
+    if block == "attention":
+        return layer.attention is not None and layer.attention.output.bias
+    return layer.ffn is not None and layer.ffn.down.bias
 
 
 def with_biases_of_absent(

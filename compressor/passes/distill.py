@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
@@ -82,10 +82,23 @@ class Distill(TrainingPass):
     def apply(self, ranker: Ranker, supply: Supply) -> Ranker:
         if self.epochs == 0:
             return ranker.changed()
+        return self.learned(ranker, supply)
+
+    def learned(self, ranker: Ranker, supply: Supply, make: Callable[..., Objective] | None = None) -> Ranker:
+        """Return the ranker, trained on the losses that the settings name.
+
+        Args:
+            ranker: where training starts.
+            supply: the pass's supply.
+            make: makes the objective of the arguments of `Objective`, which it is by default.
+
+        Raises:
+            InputError: the data lacks what the losses need.
+        """
         data = supply.data(self.data)
         if self.labels and not data.qrels:
             raise self.fault("labels", f"losses on labels, and no judgments in {data.name}", fix="take labels away")
-        objective = self._objective(ranker, supply)
+        objective = self._objective(ranker, supply, make)
         stored = self.teachers if self.losses and not self._is_live else ()
         return self.train(ranker, supply, data, objective, teachers=stored, standardize=self.standardize)
 
@@ -94,6 +107,11 @@ class Distill(TrainingPass):
         if self.epochs == 0:
             return ""
         return "representations" if self.representations else "teacher_scores" if self.losses and self._is_live else ""
+
+    @property
+    def loses_dimensions(self) -> bool:
+        """Whether the ranker's states lose dimensions while it trains: they are then never compared one by one."""
+        return False
 
     @property
     def _asks_own_teacher_alone(self) -> bool:
@@ -140,12 +158,12 @@ class Distill(TrainingPass):
                     setting=f"representations.{name}.layers",
                 )
 
-    def _objective(self, ranker: Ranker, supply: Supply) -> Objective:
+    def _objective(self, ranker: Ranker, supply: Supply, make: Callable[..., Objective] | None) -> Objective:
         from compressor.passes.watched_teacher import watch
         from compressor.training.objective import Objective
 
         watched = watch(self, ranker, supply) if self.reads_along else None
-        return Objective(
+        return (make or Objective)(
             scores=tuple(self.losses.terms()),
             labels=tuple(self.labels.terms()),
             exits=self.exits_weight(ranker.spec),

@@ -22,7 +22,7 @@ from compressor.passes.contract import (
     refuse_quantized,
 )
 from compressor.passes.kept_layers import CANDIDATES_OF_A_LIST
-from compressor.passes.width_budget import Budget, Cost, Widths, least_widths, shared_widths
+from compressor.passes.width_budget import Budget, Cost, Widths, planned_widths, shared_widths, too_small
 from compressor.ranker.spec import RankerSpec
 from compressor.registry import register
 
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from compressor.ranker.ranker import Ranker
 
 Importance = Literal["predicted", "fisher", "taylor", "hessian", "wanda", "magnitude"]
-
-_PLANNED_TOKENS = 128  # a pass is planned before any text is read
 
 
 @register("prune_widths")
@@ -79,11 +77,7 @@ class PruneWidths(Pass):
             )
         if self._keeps_all:
             return spec
-        alike = [[(1 - units / max(1, most)) ** 2 for units in range(most + 1)] for most in _widths_of(spec)]
-        try:
-            return self._shared(spec, alike, self._cost(_PLANNED_TOKENS)).of(spec)
-        except BudgetError:
-            raise self._too_small(spec, self._cost(_PLANNED_TOKENS), _PLANNED_TOKENS) from None
+        return planned_widths(spec, self.budget, self.round_to).of(spec)
 
     def apply(self, ranker: Ranker, supply: Supply) -> Ranker:
         if self._keeps_all:
@@ -109,11 +103,11 @@ class PruneWidths(Pass):
         heads, neurons = ranked_widths(self.importance, evidence)
         losses = [ranking.losses.tolist() for ranking in (*heads, *neurons)]
         times = self.budget.times(ranker.spec, n_tokens)
-        cost = self._cost(n_tokens) if times is None else times.of
+        cost = self.budget.costing(n_tokens) if times is None else times.of
         try:
             small = self._shared(ranker.spec, losses, cost).of(ranker.spec)
         except BudgetError:  # planned for pairs of another length, or for multiply-adds in place of times
-            found = self._too_small(ranker.spec, cost, n_tokens)
+            found = too_small(ranker.spec, cost, self.budget.share, n_tokens)
             raise InputError(
                 Fault(source=self.verb, where="budget", found=found.found, allowed=found.allowed, fix=found.fix)
             ) from None
@@ -143,18 +137,6 @@ class PruneWidths(Pass):
     @property
     def _keeps_all(self) -> bool:
         return self.budget.share == 1
-
-    def _cost(self, n_tokens: int) -> Cost:
-        return lambda spec: self.budget.cost(spec, n_tokens)
-
-    def _too_small(self, spec: RankerSpec, cost: Cost, n_tokens: int) -> PlanError:
-        least = cost(least_widths(spec).of(spec)) / cost(spec)
-        return PlanError(
-            f"{self.budget.share:.3%}, which is less than what is left without a head or neuron",
-            allowed=f"from {least:.3%} on, for pairs of {n_tokens} tokens",
-            fix="name a larger share",
-            setting="budget",
-        )
 
     def _shared(self, spec: RankerSpec, losses: Sequence[Sequence[float]], cost: Cost) -> Widths:
         """Share the budget out by losses of every layer's heads, then of every layer's neurons."""
@@ -186,7 +168,3 @@ class PruneWidths(Pass):
             neurons=first(neurons, [layer.ffn_width for layer in small.layers], "ffn.down"),
             pooled={name: torch.arange(head.dense.outputs) for name, head in heads_of(small) if head.dense},
         )
-
-
-def _widths_of(spec: RankerSpec) -> list[int]:
-    return [layer.heads for layer in spec.layers] + [layer.ffn_width for layer in spec.layers]

@@ -105,6 +105,7 @@ class TrainingPass(TrainingSettings, Pass):
         """
         from compressor.training.batches import ListSource
         from compressor.training.loop import train
+        from compressor.training.steps import StepPlan
 
         check_sources(data, self.lists, self.verb)
         source = ListSource(
@@ -114,6 +115,12 @@ class TrainingPass(TrainingSettings, Pass):
             self._ask(teachers, standardize, source, supply)
         module = ranker.trainable()
         module.embeddings.requires_grad_(not self.freeze_embeddings)
+        objective.begin(module, StepPlan(source=source, settings=self, seed=supply.seed).count())
+
+        def after_step(module: Encoder) -> None:
+            objective.after_step()
+            supply.restore(module)
+
         result = train(
             module,
             source,
@@ -122,8 +129,9 @@ class TrainingPass(TrainingSettings, Pass):
             scratch=supply.scratch,
             seed=supply.seed,
             evaluate=self._evaluation(ranker, supply),
-            after_step=supply.restore,
-            extra=objective.projections,
+            after_step=after_step,
+            extra=objective.extra,
+            rates=objective.rates,
             prepare=objective.prepare,
             key=sha256_json([self.verb, self.model_dump(mode="json"), dict(self.fingerprints()), ranker.fingerprint]),
         )

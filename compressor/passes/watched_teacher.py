@@ -59,8 +59,9 @@ def watch(step: Distill, ranker: Ranker, supply: Supply) -> Watched:
     maps["relations"] = dict(relations.layers) if relations else {}
     supply.note("layer_maps", {name: layers for name, layers in maps.items() if layers})
     projections = None
-    if states and ranker.spec.width != teacher.spec.width:
-        projections = Projections(states, ranker.spec.width, teacher.spec.width, supply.seed)
+    widths = ranker.spec.width, teacher.spec.width
+    if states and (step.loses_dimensions or widths[0] != widths[1]):
+        projections = Projections(states, *widths, supply.seed, always=step.loses_dimensions)
     return Watched(module=_frozen(teacher, step, places), states=states, relations=relations, projections=projections)
 
 

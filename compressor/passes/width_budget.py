@@ -8,14 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, Self
 import numpy as np
 from pydantic import Field, PositiveInt, model_validator
 
-from compressor.algorithms.budgets import shared_out
+from compressor.algorithms.budgets import BudgetError, shared_out
+from compressor.passes.contract import PlanError
 from compressor.ranker.cost import linears_of, macs
 from compressor.ranker.narrowing import narrowed
 from compressor.ranker.spec import LayerSpec, RankerSpec
 from compressor.records import Record
 
 if TYPE_CHECKING:
+    from compressor.algorithms.width_choice import WidthCosts
     from compressor.export.block_times import BlockTimes
+
+PLANNED_TOKENS = 128  # a pass is planned before any text is read
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Cost = Callable[[RankerSpec], float]
@@ -55,6 +59,10 @@ class Budget(Record):
         from compressor.export.block_times import measure_block_times
 
         return measure_block_times(spec, n_tokens, threads=self.threads, precision=self.precision)
+
+    def costing(self, n_tokens: int) -> Cost:
+        """Return `cost` as a function of a shape alone."""
+        return lambda spec: self.cost(spec, n_tokens)
 
     def cost(self, spec: RankerSpec, n_tokens: int) -> int:
         """Return what is limited of a spec, for pairs of ``n_tokens``: multiply-adds where latency is not timed yet."""
@@ -125,3 +133,62 @@ def _with(least: Widths, kind: str, index: int, units: int) -> Widths:
     widths = Widths(list(least.heads), list(least.neurons))
     getattr(widths, kind)[index] = units
     return widths
+
+
+def planned_widths(spec: RankerSpec, budget: Budget, round_to: int) -> Widths:
+    """Return about the widths that a budget leaves, where all units of a layer are worth the same.
+
+    Raises:
+        PlanError: not even the narrowest shape is cheap enough.
+    """
+
+    def alike(counts: Sequence[int]) -> list[np.ndarray]:
+        return [np.array([(1 - units / most) ** 2 if most else 0.0 for units in range(most + 1)]) for most in counts]
+
+    heads, neurons = (alike([getattr(layer, name) for layer in spec.layers]) for name in ("heads", "ffn_width"))
+    cost = budget.costing(PLANNED_TOKENS)
+    try:
+        return shared_widths(spec, cost, budget.share, round_to, heads, neurons)
+    except BudgetError:
+        raise too_small(spec, cost, budget.share, PLANNED_TOKENS) from None
+
+
+def too_small(spec: RankerSpec, cost: Cost, share: float, n_tokens: int) -> PlanError:
+    """Return what is to be said of a budget that the narrowest shape exceeds, for pairs of ``n_tokens``."""
+    least = cost(least_widths(spec).of(spec)) / cost(spec)
+    return PlanError(
+        f"{share:.3%}, which is less than what is left without a head or neuron",
+        allowed=f"from {least:.3%} on, for pairs of {n_tokens} tokens",
+        fix="name a larger share",
+        setting="budget",
+    )
+
+
+def width_costs(spec: RankerSpec, budget: Budget, n_tokens: int, *, on_residual: bool = False) -> WidthCosts:
+    """Return what heads, neurons and, if asked for, residual dimensions cost, as shares of the whole.
+
+    Args:
+        spec: the whole ranker.
+        budget: what is limited.
+        n_tokens: the length of a pair at which multiply-adds are counted.
+        on_residual: whether dimensions of the residual stream can go; else their cost counts as fixed.
+    """
+    import torch
+
+    from compressor.algorithms.gates import narrowed_stream
+    from compressor.algorithms.width_choice import WidthCosts
+
+    n_layers, whole = len(spec.layers), budget.cost(spec, n_tokens)
+
+    def counts(width: int) -> np.ndarray:
+        def cost(place: int | None) -> int:
+            units = [int(each == place) for each in range(2 * n_layers)]
+            return budget.cost(narrowed_stream(spec, width, units[:n_layers], units[n_layers:]), n_tokens)
+
+        base = cost(None)
+        return np.array([base, *(cost(place) - base for place in range(2 * n_layers))]) / whole
+
+    wide = counts(spec.width)
+    per_dimension = (wide - counts(1)) / (spec.width - 1) if on_residual and spec.width > 1 else 0 * wide
+    scaled = per_dimension * spec.width
+    return WidthCosts(fixed=torch.from_numpy(wide - scaled), scaled=torch.from_numpy(scaled))

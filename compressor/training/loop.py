@@ -51,6 +51,7 @@ def train(
     evaluate: Callable[[Encoder], float] | None = None,
     after_step: Callable[[Encoder], None] | None = None,
     extra: nn.Module | None = None,
+    rates: Mapping[str, float] | None = None,
     prepare: Prepare | None = None,
     key: str = "",
 ) -> TrainingResult:
@@ -68,14 +69,17 @@ def train(
         seed: for the order of lists and for dropout.
         evaluate: measures the module on dev data, higher is better; called every ``settings.evaluate_every`` steps.
         after_step: called with the module after each step, to make promises true again.
-        extra: parameters that are trained along and thrown away.
+        extra: parameters that are trained along, and buffers; no part of the result.
+        rates: constant learning rates of some of ``extra``'s parameters, by the beginning of their names; neither do
+            they decay, nor are their gradients clipped.
         prepare: called before the first step with the module and some of the first batches, to set ``extra``.
         key: hash of what else the loss depends on: checkpoints under another key are not used.
 
     Raises:
         RunError: a loss is NaN or infinite; names the step and the part.
     """
-    return _Run(module, source, loss, settings, scratch, seed, evaluate, after_step, extra, prepare, key).result()
+    run = _Run(module, source, loss, settings, scratch, seed, evaluate, after_step, extra, rates or {}, prepare, key)
+    return run.result()
 
 
 @dataclass
@@ -89,6 +93,7 @@ class _Run:
     evaluate: Callable[[Encoder], float] | None
     after_step: Callable[[Encoder], None] | None
     extra: nn.Module | None
+    rates: Mapping[str, float]
     prepare: Prepare | None
     loss_key: str
     step: int = 0
@@ -109,7 +114,11 @@ class _Run:
             self.extra.to(self.device)
             named |= {f"extra.{name}": one for name, one in self.extra.named_parameters()}
         self.parameters = named
-        self.optimizer = build_optimizer(named, settings)
+        rates = {
+            name: rate for start, rate in self.rates.items() for name in named if name.startswith(f"extra.{start}")
+        }
+        self.clipped = [one for name, one in named.items() if name not in rates]
+        self.optimizer = build_optimizer(named, settings, rates)
         self.average = MovingAverage(settings.ema, self._weights()) if settings.ema is not None else None
         self.best = BestOnDev(patience=settings.patience)
         self.steps = StepPlan(source=self.source, settings=settings, seed=self.seed)
@@ -159,7 +168,7 @@ class _Run:
     def _one_step(self, lists: list[TrainingList]) -> tuple[float, int]:
         rate = learning_rate(self.settings, self.step, self.n_steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = group["lr"] if group.get("constant") else rate
         parts: dict[str, float] = {}
         own = lists[self.state.process_index :: self.state.num_processes]
         for batch in self._batches(own):
@@ -175,7 +184,7 @@ class _Run:
             parts = {
                 name: float(reduce(torch.tensor(value, device=self.device), "sum")) for name, value in parts.items()
             }
-        torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.max_grad_norm)
+        torch.nn.utils.clip_grad_norm_(self.clipped, self.settings.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.after_step:
@@ -248,7 +257,8 @@ class _Run:
         if self.state.is_main_process and self.n_steps:
             names = {id(one): name for name, one in self.parameters.items()}
             tensors = {f"module.{name}": weight for name, weight in self._weights().items()}
-            tensors |= {name: one for name, one in self.parameters.items() if name.startswith("extra.")}
+            extra = self.extra.state_dict() if self.extra is not None else {}
+            tensors |= {f"extra.{name}": one for name, one in extra.items()}
             tensors |= {f"best.{name}": weight for name, weight in self.best.weights.items()}
             tensors |= {f"average.{name}": one for name, one in (self.average.weights if self.average else {}).items()}
             tensors |= named_moments(self.optimizer, names) | {"random": torch.get_rng_state()}
@@ -271,9 +281,8 @@ class _Run:
             }
 
         self.module.load_state_dict(part("module."))
-        with torch.no_grad():
-            for name, weight in part("extra.").items():
-                self.parameters[f"extra.{name}"].copy_(weight)
+        if self.extra is not None:
+            self.extra.load_state_dict(part("extra."))
         restore_moments(self.optimizer, {id(one): name for name, one in self.parameters.items()}, tensors)
         self.best.restore(values["best"], part("best."))
         if self.average:

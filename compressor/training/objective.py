@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from compressor.algorithms.curriculum import curriculum_weights
 from compressor.algorithms.loss_options import LossOptions
@@ -81,9 +81,20 @@ class Objective:
         self._watched, self._live = watched, live
 
     @property
-    def projections(self) -> Projections | None:
+    def extra(self) -> nn.Module | None:
         """What is trained along with the student and thrown away."""
         return self._watched.projections if self._watched else None
+
+    @property
+    def rates(self) -> Mapping[str, float]:
+        """Constant learning rates of some of it, by the beginning of their names."""
+        return {}
+
+    def begin(self, module: Encoder, n_steps: int) -> None:
+        """Get ready for a training of so many steps, one that goes on from a checkpoint too."""
+
+    def after_step(self) -> None:
+        """Take note of a step of the optimizer."""
 
     def prepare(self, module: Encoder, batches: Iterator[Batch]) -> None:
         """Fit projections to a student that is about to be trained, on some of its first batches."""

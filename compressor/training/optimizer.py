@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +12,29 @@ from torch import Tensor, nn
 from compressor.training.settings import TrainingSettings
 
 
-def build_optimizer(parameters: dict[str, nn.Parameter], settings: TrainingSettings) -> torch.optim.AdamW:
-    """Return AdamW over parameters by name; norms and biases do not decay."""
-    matrices = [parameter for parameter in parameters.values() if parameter.dim() > 1]
-    vectors = [parameter for parameter in parameters.values() if parameter.dim() <= 1]
-    groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+def build_optimizer(
+    parameters: dict[str, nn.Parameter], settings: TrainingSettings, rates: Mapping[str, float] | None = None
+) -> torch.optim.AdamW:
+    """Return AdamW over parameters by name; norms and biases do not decay.
+
+    Args:
+        parameters: all of them.
+        settings: those of the training.
+        rates: constant learning rates by name; these parameters do not decay, and their groups are marked
+            ``constant``.
+    """
+    rates = rates or {}
+    scheduled = [parameter for name, parameter in parameters.items() if name not in rates]
+    matrices = [parameter for parameter in scheduled if parameter.dim() > 1]
+    vectors = [parameter for parameter in scheduled if parameter.dim() <= 1]
+    groups: list[dict[str, Any]] = [
+        {"params": matrices, "weight_decay": settings.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+        *(
+            {"params": [parameters[name]], "weight_decay": 0.0, "lr": rate, "constant": True}
+            for name, rate in rates.items()
+        ),
+    ]
     # The second moment forgets sooner than by default: compressed rankers are trained for hundreds of steps.
     return torch.optim.AdamW(
         [group for group in groups if group["params"]], lr=settings.learning_rate, betas=(0.9, 0.98), fused=True

@@ -17,19 +17,22 @@ from compressor.training.matches import StateMatch, same_tokens
 
 
 class Projections(nn.Module):
-    """An affine map for each matched state; none where widths are equal.
+    """An affine map for each matched state; none where widths are equal, unless asked for.
 
     Args:
         matches: what is matched.
         width: the student's.
         teacher_width: the teacher's.
         seed: for their start, which is orthogonal until they are fitted.
+        always: where widths are equal, too: for a student that is about to lose some of its dimensions.
     """
 
-    def __init__(self, matches: Sequence[StateMatch], width: int, teacher_width: int, seed: int) -> None:
+    def __init__(
+        self, matches: Sequence[StateMatch], width: int, teacher_width: int, seed: int, always: bool = False
+    ) -> None:
         super().__init__()
         self.maps, self.constants = nn.ParameterDict(), nn.ParameterDict()
-        self._states = {} if width == teacher_width else {
+        self._states = {} if width == teacher_width and not always else {
             _name(match, own): (own, theirs) for match in matches for own, theirs in match.states.items()
         }  # fmt: skip
         generator = torch.Generator().manual_seed(seed)

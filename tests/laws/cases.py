@@ -207,6 +207,12 @@ CASES = {
         no_promise="merged weights are weights like others",
         mistyped={"adapter": ["lora"]},
     ),
+    "learn_widths": Case(
+        neutral={"budget": {"macs": 1}},
+        active={**_TRAINING, "budget": {"macs": 0.9}, "round_to": 4, "masks": {"learning_rate": 0.3}},
+        no_mask="training changes what stays: tests/passes/test_learn_widths.py",
+        mistyped={"budgets": {"macs": 0.6}},
+    ),
     "prune_greedily": Case(
         neutral={"max_divergence": 0},
         active={"max_divergence": 0.001, "n_lists": 6, "neuron_group": 8},
@@ -270,6 +276,7 @@ FORBIDDEN = {
     ("quantize", "fold_norms"): "put fold_norms before quantize",
     ("quantize", "linearize_layers"): "put linearize_layers before quantize",
     ("quantize", "merge_adapters"): "put merge_adapters before quantize",
+    ("quantize", "learn_widths"): "put learn_widths before quantize",
     ("quantize", "prune_greedily"): "put prune_greedily before quantize",
     ("quantize", "prune_widths"): "put prune_widths before quantize",
     ("quantize", "quantize"): "put quantize before quantize",

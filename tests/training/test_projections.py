@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from compressor.passes.distill import Distill
+from compressor.passes.learn_widths import LearnWidths
 from compressor.passes.subclone import Subclone
 from compressor.passes.watched_teacher import watch
 from compressor.training.batches import ListSource
@@ -57,5 +58,13 @@ def test_training_starts_from_the_fit(teacher, narrow, tiny_data):
 def test_equal_widths_need_no_projections(teacher, tiny_data):
     step = Distill.model_validate({"representations": {"hidden": 1}})
     objective = Objective(watched=watch(step, teacher, supply_for(step, tiny_data, teacher)))
-    assert objective.projections is None
+    assert objective.extra is None
     objective.prepare(teacher.trainable(), batches_of(teacher, tiny_data))
+
+
+def test_a_student_that_is_to_lose_dimensions_has_projections_of_equal_width(teacher, tiny_data):
+    settings = {"budget": {"macs": 0.5}, "masks": {"hidden": True}, "representations": {"hidden": 1}}
+    step = LearnWidths.model_validate(settings)
+    projections = watch(step, teacher, supply_for(step, tiny_data, teacher)).projections
+    assert projections is not None
+    assert {tuple(one.shape) for one in projections.maps.values()} == {(16, 16)}
