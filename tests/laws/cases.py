@@ -70,6 +70,19 @@ def at_exit(layer: int) -> Callable[..., np.ndarray]:
     return scores
 
 
+def with_first_neurons(share: float) -> Callable[..., np.ndarray]:
+    """Return a function that scores pairs while the module runs a share of each layer's neurons, the first."""
+
+    def scores(ranker: Any, pairs: list[tuple[str, str]]) -> np.ndarray:
+        from compressor.ranker.sub_network import SubNetwork, running
+
+        widths = [round(layer.ffn_width * share) for layer in ranker.spec.layers]
+        with running(ranker.module, SubNetwork(ffn_widths=widths)):
+            return ranker.score(pairs)
+
+    return scores
+
+
 def with_largest_widths(share: float, round_to: int) -> Callable[..., np.ndarray]:
     """Return a function that scores pairs while all but the heads and neurons of the largest matrices give zeros."""
 
@@ -148,6 +161,13 @@ CASES = {
         masked=at_exit(0),
         mistyped={"layers": 0},
     ),
+    "cut_nested": Case(
+        neutral={"share": 1},
+        active={"share": 0.5},
+        behind="nest_widths",
+        masked=with_first_neurons(0.5),
+        mistyped={"shore": 0.5},
+    ),
     "distill": Case(
         neutral={"epochs": 0},
         active={
@@ -165,6 +185,12 @@ CASES = {
         again={"keep": [0], "compensate": "none"},  # what is left of two layers
         masked=without_layers(0),  # for what is refitted see tests/passes/test_drop_layers.py
         mistyped={"keeps": [1]},
+    ),
+    "nest_widths": Case(
+        neutral={"epochs": 0},
+        active={**_TRAINING, "shares": [1, 0.5], "losses": {"mse": 1}, "representations": {}},
+        mistyped={"share": [1, 0.5]},
+        **_TRAINED,
     ),
     "prune_greedily": Case(
         neutral={"max_divergence": 0},
@@ -215,13 +241,23 @@ FORBIDDEN = {
     ("drop_layers", "add_exits"): "put add_exits before the pass that takes layers away",
     ("drop_layers", "cut_at_exit"): "put add_exits before cut_at_exit",
     ("quantize", "add_exits"): "put add_exits before quantize",
+    ("quantize", "cut_nested"): "put cut_nested before quantize",
     ("quantize", "drop_layers"): "put drop_layers before quantize",
     ("quantize", "distill"): "put distill before quantize",
     ("quantize", "finetune"): "put finetune before quantize",
+    ("quantize", "nest_widths"): "put nest_widths before quantize",
     ("quantize", "prune_greedily"): "put prune_greedily before quantize",
     ("quantize", "prune_widths"): "put prune_widths before quantize",
     ("quantize", "quantize"): "put quantize before quantize",
     ("quantize", "start_from"): "put start_from before quantize",
     ("quantize", "subclone"): "put subclone before quantize",
     ("quantize", "trim_vocabulary"): "put trim_vocabulary before quantize",
+}
+
+# Ordered pairs that the shape does not tell from others, but the ranker's history does, with what is found there.
+FORBIDDEN_BY_HISTORY = {
+    ("distill", "cut_nested"): "distill behind nest_widths",
+    ("finetune", "cut_nested"): "finetune behind nest_widths",
+    ("prune_greedily", "cut_nested"): "neurons that were cut since nest_widths",
+    ("subclone", "cut_nested"): "neurons that were cut since nest_widths",
 }
