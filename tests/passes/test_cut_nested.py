@@ -100,7 +100,7 @@ def test_mixes_grow_one_layer_at_a_time_from_the_last():
 
 
 @pytest.mark.parametrize("kind", ["macs", "parameters"])
-@pytest.mark.parametrize("share", [0.5, 0.6, 0.75, 0.9])
+@pytest.mark.parametrize("share", [0.72, 0.8, 0.9])
 def test_a_budget_is_kept_by_the_widest_mix_within_it(nested, kind, share):
     step = CutNested.model_validate({"budget": {kind: share}, "n_tokens": 20})
     cut = step.plan(nested.spec)
@@ -137,7 +137,7 @@ def test_layers_may_go_before_the_cut(nested, tiny_pairs):
         ({"verb": "drop_layers", "notes": {"kept_layers": [0, 7]}}, {}, {"share": 0.5}, "cut since nest_widths"),
         (None, {}, {"share": 0.75}, "24 of 32 neurons in layer 0.*choose among its shares: 1, 0.5, 0.25, 0.125"),
         (None, {}, {"share": [1, 1, 0.5, 0.3]}, "10 of 32 neurons in layer 3"),
-        (None, {}, {"budget": {"macs": 0.7}, "shares": [0.8, 0.1]}, "neurons in layer 0, which nest_widths did not"),
+        (None, {}, {"budget": {"macs": 0.8}, "shares": [0.8, 0.1]}, "neurons in layer 0, which nest_widths did not"),
     ],
 )
 def test_what_was_not_trained_is_not_cut(nested, later, changes, settings, message):
@@ -168,7 +168,7 @@ def test_what_does_not_fit_the_shape_is_refused_when_planned(nested):
     with pytest.raises(PlanError, match="2 shares for 4 layers") as caught:
         CutNested(share=(1, 0.5)).plan(nested.spec)
     assert caught.value.setting == "share"
-    with pytest.raises(PlanError, match="less than every layer with its smallest share, 0.125") as caught:
+    with pytest.raises(PlanError, match=r"less than every layer with its smallest share, 0\.125") as caught:
         CutNested(budget={"macs": 0.05}).plan(nested.spec)
     least = float(caught.value.allowed.split()[1].rstrip("%")) / 100
     narrow = CutNested(budget={"macs": least + 1e-4}).plan(nested.spec)
@@ -194,7 +194,7 @@ def test_several_widths_come_out_of_one_training(nested, tiny_data, monkeypatch,
     mixed = ranker_of(budget={"parameters": 0.7})
     assert "resuming behind nest_widths: 1 of 2 passes are stored" in said
     assert widths_of(half) == [16] * 4
-    assert widths_of(mixed) == [16, 16, 16, 16]
+    assert widths_of(mixed) == [8, 8, 16, 16]
     assert mixed.history[-1].notes["ffn_widths"] == widths_of(mixed)
     with pytest.raises(InputError, match="which nest_widths did not train"):
         ranker_of(share=0.3)
