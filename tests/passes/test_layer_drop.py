@@ -61,8 +61,8 @@ def test_layers_can_be_cut_afterwards(student, teacher, data):
         return np.mean([score_rmse(applied(step, ranker), teacher, data) for step in cuts])
 
     plain = distilled(student, teacher, data, **SCORES, epochs=25)
-    dropped = distilled(student, teacher, data, **SCORES, epochs=25, layer_drop=0.4)
-    assert without_one(dropped) < 0.8 * without_one(plain)
+    dropped = distilled(student, teacher, data, **SCORES, epochs=25, layer_drop=0.2)
+    assert without_one(dropped) < 0.6 * without_one(plain)
     assert score_rmse(dropped, teacher, data) < score_rmse(student, teacher, data) / 2
 
 
