@@ -17,6 +17,7 @@ from compressor.passes.cut_nested import CutNested
 from compressor.passes.drop_layers import DropLayers
 from compressor.passes.nest_widths import NestWidths
 from compressor.passes.nested_widths import DEFAULT_SHARES, TRAINED, mixes, share_of
+from compressor.passes.width_budget import Budget
 from compressor.pipeline import check_recipe, make_stages, run_passes
 from compressor.ranker.cost import macs, parameters
 from compressor.ranker.history import StageRecord
@@ -102,16 +103,17 @@ def test_mixes_grow_one_layer_at_a_time_from_the_last():
 @pytest.mark.parametrize("kind", ["macs", "parameters"])
 @pytest.mark.parametrize("share", [0.72, 0.8, 0.9])
 def test_a_budget_is_kept_by_the_widest_mix_within_it(nested, kind, share):
-    step = CutNested.model_validate({"budget": {kind: share}, "n_tokens": 20})
+    budget = Budget.model_validate({kind: share})
+    step = CutNested(budget=budget, n_tokens=20)
     cut = step.plan(nested.spec)
     shares = [layer.ffn_width / 32 for layer in cut.layers]
     assert shares == sorted(shares)
     assert len(set(shares)) <= 2
-    limit = share * step.budget.cost(nested.spec, 20)
-    assert step.budget.cost(cut, 20) <= limit
+    limit = share * budget.cost(nested.spec, 20)
+    assert budget.cost(cut, 20) <= limit
     every = list(mixes(4, DEFAULT_SHARES))
     wider = CutNested(share=tuple(every[every.index(shares) + 1])).plan(nested.spec)
-    assert step.budget.cost(wider, 20) > limit
+    assert budget.cost(wider, 20) > limit
     assert widths_of(applied(step, nested)) == [layer.ffn_width for layer in cut.layers]
 
 

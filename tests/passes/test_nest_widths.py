@@ -122,7 +122,12 @@ def test_the_history_says_what_was_trained(student, teacher, data):
 
 def test_a_sandwich_asks_the_teacher_once_a_batch(student, teacher, data, monkeypatch):
     trace, seen = Watched.trace, []
-    monkeypatch.setattr(Watched, "trace", lambda self, batch: seen.append(batch) or trace(self, batch))
+
+    def counted(self, batch):
+        seen.append(batch)
+        return trace(self, batch)
+
+    monkeypatch.setattr(Watched, "trace", counted)
     supply = supply_for(step_of(), data, teacher)
     nested(student, teacher, data, supply, epochs=1, each_step="sandwich", representations={"hidden": 1})
     assert len(seen) == supply.notes["steps"] == 4
@@ -131,14 +136,15 @@ def test_a_sandwich_asks_the_teacher_once_a_batch(student, teacher, data, monkey
 def test_the_best_weights_are_those_of_all_widths_together(student, teacher, tiny_data, monkeypatch):
     parts = []
 
-    def evaluation(self, ranker, supply):
-        return lambda module: float(parts.append(module.part) or len(parts) % 4)
+    def evaluate(module):
+        parts.append(module.part)
+        return float(len(parts))
 
-    monkeypatch.setattr("compressor.passes.distill.Distill._evaluation", evaluation)
+    monkeypatch.setattr("compressor.passes.distill.Distill._evaluation", lambda *_: evaluate)
     supply = supply_for(step_of(evaluate_every=1), tiny_data, teacher)
     nested(student, teacher, tiny_data, supply, epochs=0.25, evaluate_every=1)
     assert [part.ffn_widths[0] for part in parts] == [32, 16, 8, 4]
-    assert [value for _, value in supply.curves["dev/nDCG@10"]] == [(1 + 2 + 3 + 0) / 4]
+    assert [value for _, value in supply.curves["dev/nDCG@10"]] == [(1 + 2 + 3 + 4) / 4]
     assert student.module.part is WHOLE
 
 

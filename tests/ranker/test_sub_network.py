@@ -16,7 +16,7 @@ from tests.ranker.cases import SPECS
 from tests.tiny import batch_of, build_ranker, tiny_layer, tiny_spec
 
 LENGTHS = [1, 12, 30, 5]
-TOLERANCE = {"rtol": 0, "atol": 2e-5}  # a layer computed for first tokens alone, sums in another order
+TOLERANCE = 2e-5  # a layer computed for first tokens alone, sums in another order
 
 
 @pytest.fixture(params=[name for name, spec in SPECS.items() if len(spec.layers) > 1])
@@ -49,13 +49,13 @@ def test_layers_left_out_are_as_if_cut(spec):
     for skipped in range(len(spec.layers)):
         expected = cut_layers(spec, skipped)(**batch)
         with running(module, SubNetwork(skipped=frozenset({skipped}))):
-            torch.testing.assert_close(module(**batch), expected, **TOLERANCE)
+            torch.testing.assert_close(module(**batch), expected, rtol=0, atol=TOLERANCE)
             trace = module.trace(**batch)
-        torch.testing.assert_close(trace.logits, expected, **TOLERANCE)
+        torch.testing.assert_close(trace.logits, expected, rtol=0, atol=TOLERANCE)
         assert trace.states[skipped + 1] is trace.states[skipped]
         assert trace.skipped == {skipped}
         assert set(trace.exits) == set(spec.exit_layers) - {skipped}
-        assert not torch.allclose(whole, expected, **TOLERANCE)
+        assert not torch.allclose(whole, expected, rtol=0, atol=TOLERANCE)
     assert torch.equal(module(**batch), whole)
 
 
@@ -66,11 +66,11 @@ def test_first_neurons_are_as_if_the_others_were_cut(spec):
     with running(module, SubNetwork(ffn_widths=widths)):
         found, trace = module(**batch), module.trace(**batch)
     cut = cut_neurons(spec, widths)
-    torch.testing.assert_close(found, cut(**batch), **TOLERANCE)
+    torch.testing.assert_close(found, cut(**batch), rtol=0, atol=TOLERANCE)
     for layer, logits in cut.trace(**batch).exits.items():
-        torch.testing.assert_close(trace.exits[layer], logits, **TOLERANCE)
+        torch.testing.assert_close(trace.exits[layer], logits, rtol=0, atol=TOLERANCE)
     assert any(widths)
-    assert not torch.allclose(found, whole, **TOLERANCE)
+    assert not torch.allclose(found, whole, rtol=0, atol=TOLERANCE)
     assert torch.equal(module(**batch), whole)
 
 
@@ -82,7 +82,7 @@ def test_relations_are_told_of_layers_that_run_alone():
         with running(module, SubNetwork(skipped=frozenset({skipped}))):
             found = module.trace(**batch, relations=(0, skipped))
         assert set(found.relations) == {0}
-        torch.testing.assert_close(found.logits, cut_layers(spec, skipped)(**batch), **TOLERANCE)
+        torch.testing.assert_close(found.logits, cut_layers(spec, skipped)(**batch), rtol=0, atol=TOLERANCE)
 
 
 def gradients(module: Encoder, part: SubNetwork, batch: dict[str, Tensor]) -> dict[str, Tensor | None]:
