@@ -33,6 +33,12 @@ class Kept:
     pooled: dict[str, Tensor]
 
 
+def within_layers(spec: RankerSpec, heads: Sequence[Tensor], neurons: Sequence[Tensor]) -> Kept:
+    """Keep some heads and neurons of each layer, and all that is shared by layers or belongs to heads."""
+    pooled = {name: torch.arange(head.dense.outputs) for name, head in heads_of(spec) if head.dense}
+    return Kept(residual=torch.arange(spec.width), heads=list(heads), neurons=list(neurons), pooled=pooled)
+
+
 def most_active(statistics: ActivationStatistics, spec: RankerSpec, small: RankerSpec) -> Kept:
     """Choose what stays of a ranker so that it gets the shape ``small``: the most active parts, in their old order."""
     layers = list(zip(small.layers, statistics.heads, statistics.neurons, strict=True))

@@ -13,10 +13,12 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from compressor.algorithms.folding import Inputs
+from compressor.algorithms.calibration import CalibrationBatch
+from compressor.algorithms.folding import Inputs, measure_inputs
 from compressor.algorithms.linear_fits import Moments, in_telling_order
-from compressor.algorithms.score_gradients import ScoreGradients, rank_centered
+from compressor.algorithms.score_gradients import ScoreGradients, measure_score_gradients, rank_centered
 from compressor.progress import progress
+from compressor.ranker.ranker import Ranker
 from compressor.ranker.spec import RankerSpec
 
 Importance = Literal["predicted", "fisher", "taylor", "hessian", "wanda", "magnitude"]
@@ -78,6 +80,32 @@ class Evidence:
         if self.gradients is None:
             raise ValueError("this importance needs gradients of scores (NEEDS_GRADIENTS)")
         return self.gradients
+
+
+def measured_evidence(
+    ranker: Ranker, batches: Sequence[CalibrationBatch], queries: Sequence[str], importance: Importance,
+    *, temperature: float | None = None, needs_inputs: bool = False,
+) -> Evidence:  # fmt: skip
+    """Measure what an importance is computed from, and nothing else.
+
+    Args:
+        ranker: dense.
+        batches: calibration pairs.
+        queries: the query of each pair.
+        importance: what will be asked for.
+        temperature: as in `Evidence`.
+        needs_inputs: measure what linears read in any case.
+    """
+    wants_inputs = needs_inputs or importance in NEEDS_INPUTS
+    wants_gradients = importance in NEEDS_GRADIENTS
+    return Evidence(
+        spec=ranker.spec,
+        weights=ranker.weights,
+        queries=queries,
+        inputs=measure_inputs(ranker.module, batches) if wants_inputs else None,
+        gradients=measure_score_gradients(ranker.module, batches) if wants_gradients else None,
+        temperature=temperature,
+    )
 
 
 def ranked_widths(importance: Importance, evidence: Evidence) -> tuple[list[Ranking], list[Ranking]]:

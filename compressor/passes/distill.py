@@ -64,6 +64,12 @@ class Distill(TrainingPass):
         super().plan(spec)
         if not (self.losses or self.representations or self.labels):
             raise PlanError("nothing to learn from", allowed="losses, representations or labels", setting="losses")
+        if self.layer_drop and not (self.losses or self.labels):
+            raise PlanError(
+                "layer_drop with losses on inner states alone: steps that leave their layers out would learn nothing",
+                allowed="losses or labels beside them",
+                setting="layer_drop",
+            )
         self.refuse_short_lists(self.losses.terms(), "losses")
         self.refuse_short_lists(self.labels.terms(), "labels")
         if self.teacher_scores == "live" and not self._asks_own_teacher_alone:

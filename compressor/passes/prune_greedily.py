@@ -165,17 +165,14 @@ class PruneGreedily(Pass):
         return is_no_worse
 
     def _cut(self, ranker: Ranker, found: Greedy, pairs: Sequence[tuple[str, str]]) -> Ranker:
-        import torch
-
         from compressor.algorithms.absent_blocks import with_biases_of_absent
         from compressor.algorithms.calibration import calibration_batches
         from compressor.algorithms.compensation import refitted
-        from compressor.algorithms.subcloning import Kept, heads_of, sliced
+        from compressor.algorithms.subcloning import sliced, within_layers
         from compressor.ranker.narrowing import narrowed
 
         spec = ranker.spec
-        pooled = {name: torch.arange(head.dense.outputs) for name, head in heads_of(spec) if head.dense}
-        kept = Kept(residual=torch.arange(spec.width), heads=found.heads, neurons=found.neurons, pooled=pooled)
+        kept = within_layers(spec, found.heads, found.neurons)
         small = narrowed(
             spec, width=spec.width, heads=list(map(len, found.heads)), ffn_widths=list(map(len, found.neurons))
         )

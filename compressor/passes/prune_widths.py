@@ -27,6 +27,8 @@ from compressor.ranker.spec import RankerSpec
 from compressor.registry import register
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from compressor.algorithms.subcloning import Kept
     from compressor.algorithms.width_importance import Evidence, Ranking
     from compressor.ranker.ranker import Ranker
@@ -85,20 +87,15 @@ class PruneWidths(Pass):
         from compressor.algorithms.absent_blocks import with_biases_of_absent
         from compressor.algorithms.calibration import calibration_batches
         from compressor.algorithms.compensation import refitted, rescaled
-        from compressor.algorithms.folding import measure_inputs
-        from compressor.algorithms.score_gradients import measure_score_gradients
         from compressor.algorithms.subcloning import sliced
-        from compressor.algorithms.width_importance import NEEDS_GRADIENTS, NEEDS_INPUTS, Evidence, ranked_widths
+        from compressor.algorithms.width_importance import measured_evidence, ranked_widths
 
         pairs = supply.pairs("calibration", self.n_pairs, per_query=CANDIDATES_OF_A_LIST)
         batches = calibration_batches(ranker, pairs)
         n_tokens = round(sum(len(batch.embedded) for batch in batches) / len(pairs))
-        needs_inputs = self.importance in NEEDS_INPUTS or self.compensate == "rescale"
-        inputs = measure_inputs(ranker.module, batches) if needs_inputs else None
-        gradients = measure_score_gradients(ranker.module, batches) if self.importance in NEEDS_GRADIENTS else None
-        evidence = Evidence(
-            spec=ranker.spec, weights=ranker.weights, queries=[query for query, _ in pairs], inputs=inputs,
-            gradients=gradients, temperature=self.temperature,
+        evidence = measured_evidence(
+            ranker, batches, [query for query, _ in pairs], self.importance,
+            temperature=self.temperature, needs_inputs=self.compensate == "rescale",
         )  # fmt: skip
         heads, neurons = ranked_widths(self.importance, evidence)
         losses = [ranking.losses.tolist() for ranking in (*heads, *neurons)]
@@ -113,8 +110,8 @@ class PruneWidths(Pass):
             ) from None
         kept = self._kept(evidence, heads, neurons, small)
         weights = dict(ranker.weights)
-        if self.compensate == "rescale" and inputs is not None:
-            weights |= rescaled(weights, kept, ranker.spec.layers, inputs)
+        if self.compensate == "rescale" and evidence.inputs is not None:
+            weights |= rescaled(weights, kept, ranker.spec.layers, evidence.inputs)
         cut = ranker.changed(spec=small, weights=sliced(ranker.spec, weights, kept))
         if self.compensate == "refit":
             cut = cut.changed(weights={**cut.weights, **refitted(ranker.module, cut.trainable().eval(), batches)})
@@ -147,13 +144,11 @@ class PruneWidths(Pass):
     def _kept(
         self, evidence: Evidence, heads: Sequence[Ranking], neurons: Sequence[Ranking], small: RankerSpec
     ) -> Kept:
-        import torch
-
         from compressor.algorithms.rearrangement import rearranged
-        from compressor.algorithms.subcloning import Kept, heads_of
+        from compressor.algorithms.subcloning import within_layers
         from compressor.algorithms.width_importance import mask_gradients
 
-        def first(rankings: Sequence[Ranking], counts: Sequence[int], part: str) -> list[torch.Tensor]:
+        def first(rankings: Sequence[Ranking], counts: Sequence[int], part: str) -> list[Tensor]:
             found = []
             for index, (ranking, count) in enumerate(zip(rankings, counts, strict=True)):
                 units = ranking.order[:count].sort().values
@@ -162,9 +157,8 @@ class PruneWidths(Pass):
                 found.append(units)
             return found
 
-        return Kept(
-            residual=torch.arange(small.width),
-            heads=first(heads, [layer.heads for layer in small.layers], "attention.output"),
-            neurons=first(neurons, [layer.ffn_width for layer in small.layers], "ffn.down"),
-            pooled={name: torch.arange(head.dense.outputs) for name, head in heads_of(small) if head.dense},
+        return within_layers(
+            small,
+            first(heads, [layer.heads for layer in small.layers], "attention.output"),
+            first(neurons, [layer.ffn_width for layer in small.layers], "ffn.down"),
         )

@@ -12,8 +12,9 @@ from compressor.errors import Fault, InputError
 from compressor.passes.contract import Need, Pass, PlanError, Supply, refuse_bi_encoder, refuse_quantized
 from compressor.ranker.spec import RankerSpec
 from compressor.storage import sha256_json
+from compressor.training.drawn_parts import DrawnParts
 from compressor.training.lists import check_sources
-from compressor.training.settings import TrainingSettings
+from compressor.training.settings import Share, TrainingSettings
 
 if TYPE_CHECKING:
     from compressor.data import RankingData
@@ -30,12 +31,16 @@ class TrainingPass(TrainingSettings, Pass):
 
     ``exits``: the weight of the ranker's exits, each trained with the losses on scores and on the final scores (BGE
     layerwise; "Be Your Own Teacher", arXiv 1905.08094). By default 1 where the ranker has exits.
+    ``layer_drop``: the probability with which a step leaves a layer out, so that `drop_layers` can take any depth out
+    of the result (LayerDrop, arXiv 1909.11556; 0.2 there, 0.5 for half of the layers). Drawn anew for each step; at
+    least one layer runs, and of those that do not, neither states nor exits are trained.
     ``freeze_embeddings``: leave the embeddings as they are.
     """
 
     verb: ClassVar[str]
 
     exits: NonNegativeFloat | None = None
+    layer_drop: Share = 0.0
     freeze_embeddings: bool = False
 
     def needs(self) -> frozenset[Need]:
@@ -57,11 +62,18 @@ class TrainingPass(TrainingSettings, Pass):
                 fix="put add_exits before it, or take exits away",
                 setting="exits",
             )
+        if self.layer_drop and len(spec.layers) == 1:
+            found = f"layer_drop {self.layer_drop:g} for a ranker of one layer, which always runs"
+            raise PlanError(found, allowed="0, or a ranker of two layers or more", setting="layer_drop")
         return spec
 
     def exits_weight(self, spec: RankerSpec) -> float:
         """Return the weight of the exits, its default filled in."""
         return float(bool(spec.exit_layers)) if self.exits is None else self.exits
+
+    def parts(self, spec: RankerSpec, seed: int) -> DrawnParts:
+        """Return which parts of a ranker of this shape each step trains."""
+        return DrawnParts(n_layers=len(spec.layers), seed=seed, layer_drop=self.layer_drop)
 
     def refuse_short_lists(self, losses: Iterable[tuple[str, LossOptions]], setting: str) -> None:
         """Refuse losses that compare items, where lists have but one.
@@ -133,6 +145,7 @@ class TrainingPass(TrainingSettings, Pass):
             extra=objective.extra,
             rates=objective.rates,
             prepare=objective.prepare,
+            parts=self.parts(ranker.spec, supply.seed),
             key=sha256_json([self.verb, self.model_dump(mode="json"), dict(self.fingerprints()), ranker.fingerprint]),
         )
         _report(result, supply)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from compressor.ranker.heads import build_head
 from compressor.ranker.layers import Layer, build_norm
 from compressor.ranker.linears import Linear, Table
 from compressor.ranker.spec import EmbeddingsSpec, RankerSpec
+from compressor.ranker.sub_network import WHOLE, SubNetwork
 from compressor.ranker.tokens import TokenLayout
 from compressor.ranker.trace import Trace, watched_relations
 
@@ -43,13 +44,15 @@ class Embeddings(nn.Module):
 class Encoder(nn.Module):
     """Scores padded batches of token rows; inside, only real tokens are computed.
 
-    ``gradient_checkpointing`` trades a second forward pass per layer for memory while training.
+    ``gradient_checkpointing`` trades a second forward pass per layer for memory while training. ``part``: what of it is
+    run, the whole but where training sets another (`compressor.ranker.sub_network.running`).
     """
 
     def __init__(self, spec: RankerSpec) -> None:
         super().__init__()
         self.spec = spec
         self.gradient_checkpointing = False
+        self.part: SubNetwork = WHOLE
         self.embeddings = Embeddings(spec.embeddings, spec.dropout.hidden)
         self.layers = nn.ModuleList(
             Layer(layer, spec.width, spec.dropout, build_head(layer.exit, spec.dropout.head) if layer.exit else None)
@@ -68,10 +71,9 @@ class Encoder(nn.Module):
         """
         layout = TokenLayout.of(attention_mask)
         values = self.embed(layout, input_ids, token_type_ids)
-        for layer in self.layers[:-1]:
-            values = self._run(layer, values, layout)
-        first_only = self.spec.reads_first_token_only
-        values = self._run(self.layers[-1], values, layout, first_only)
+        first_only = self.spec.reads_first_token_only and self._runs_last
+        for state in self._states(values, layout, first_only):
+            values = state
         return self.head(self.pool(values, layout, first_only))
 
     def trace(
@@ -93,15 +95,17 @@ class Encoder(nn.Module):
         """
         layout = TokenLayout.of(attention_mask)
         states = [self.embed(layout, input_ids, token_type_ids)]
-        last = len(self.layers) - 1
-        first_only = self.spec.reads_first_token_only and last not in relations
-        with watched_relations(self, relations) as found:
-            for layer in self.layers[:-1]:
-                states.append(self._run(layer, states[-1], layout))
-            states.append(self._run(self.layers[-1], states[-1], layout, first_only))
+        skipped = self.part.skipped
+        first_only = self.spec.reads_first_token_only and self._runs_last and len(self.layers) - 1 not in relations
+        with watched_relations(self, [layer for layer in relations if layer not in skipped]) as found:
+            states += self._states(states[0], layout, first_only)
         logits = self.head(self.pool(states[-1], layout, first_only))
-        exits = {index: self.exit_logits(index, states[index + 1], layout) for index in self.spec.exit_layers}
-        return Trace(logits=logits, states=states, layout=layout, relations=found, exits=exits)
+        exits = {
+            index: self.exit_logits(index, states[index + 1], layout)
+            for index in self.spec.exit_layers
+            if index not in skipped
+        }
+        return Trace(logits=logits, states=states, layout=layout, relations=found, exits=exits, skipped=skipped)
 
     def embed(self, layout: TokenLayout, input_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
         """Return the packed embeddings ``[T, width]``."""
@@ -126,10 +130,24 @@ class Encoder(nn.Module):
             return head(self.final_norm(values[layout.first]))
         return head(layout.row_means(self.final_norm(values)))
 
-    def _run(self, layer: nn.Module, values: Tensor, layout: TokenLayout, first_only: bool = False) -> Tensor:
+    @property
+    def _runs_last(self) -> bool:
+        return len(self.layers) - 1 not in self.part.skipped
+
+    def _states(self, values: Tensor, layout: TokenLayout, first_only: bool) -> Iterator[Tensor]:
+        """Yield the state behind each layer, of first tokens alone behind the last one with ``first_only``."""
+        for index, layer in enumerate(self.layers):
+            if index not in self.part.skipped:
+                is_last = index == len(self.layers) - 1
+                values = self._run(layer, values, layout, first_only and is_last, self.part.ffn_width(index))
+            yield values
+
+    def _run(
+        self, layer: nn.Module, values: Tensor, layout: TokenLayout, first_only: bool, ffn_width: int | None
+    ) -> Tensor:
         if self.gradient_checkpointing and self.training:
-            return checkpoint(layer, values, layout, first_only, use_reentrant=False)
-        return layer(values, layout, first_only)
+            return checkpoint(layer, values, layout, first_only, ffn_width, use_reentrant=False)
+        return layer(values, layout, first_only, ffn_width)
 
 
 def expected_shapes(spec: RankerSpec) -> dict[str, tuple[int, ...]]:

@@ -45,10 +45,14 @@ class FeedForward(nn.Module):
         self.gate = Linear(spec.gate) if spec.gate else None
         self.down = Linear(spec.down)
 
-    def forward(self, values: Tensor) -> Tensor:
+    def forward(self, values: Tensor, width: int | None = None) -> Tensor:
+        """Compute the first ``width`` neurons alone, or all."""
+        inner = self.up(values, outputs=width)  # [T, neurons]
         if self.gate:
-            return self.down(activate(self.gate(values), self.spec.activation) * self.up(values))
-        return self.down(activate(self.up(values), self.spec.activation))
+            inner = activate(self.gate(values, outputs=width), self.spec.activation) * inner
+        else:
+            inner = activate(inner, self.spec.activation)
+        return self.down(inner, inputs=width)
 
 
 class LinearMap(nn.Module):
@@ -86,8 +90,13 @@ class Layer(nn.Module):
         self.dropout = nn.Dropout(dropout.hidden)
         self.exit = exit_head
 
-    def forward(self, values: Tensor, layout: TokenLayout, first_only: bool = False) -> Tensor:
-        """Map packed states ``[T, width]`` to ``[T, width]``, or to ``[B, width]`` with ``first_only``."""
+    def forward(
+        self, values: Tensor, layout: TokenLayout, first_only: bool = False, ffn_width: int | None = None
+    ) -> Tensor:
+        """Map packed states ``[T, width]`` to ``[T, width]``, or to ``[B, width]`` with ``first_only``.
+
+        ``ffn_width``: run the first so many neurons alone.
+        """
         is_post = self.spec.norm_placement == "post"
         residual = values[layout.first] if first_only else values
         if self.attention:
@@ -95,5 +104,5 @@ class Layer(nn.Module):
             residual = residual + self.dropout(mixed)
         values = residual = self.attention_norm(residual) if is_post else residual
         if self.ffn:
-            residual = values + self.dropout(self.ffn(values if is_post else self.ffn_norm(values)))
+            residual = values + self.dropout(self.ffn(values if is_post else self.ffn_norm(values), ffn_width))
         return self.ffn_norm(residual) if is_post else residual

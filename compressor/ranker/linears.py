@@ -51,8 +51,16 @@ def _rounded_rows(weight: Tensor, levels: int) -> Tensor:
     return straight_through(weight, values.to(weight.dtype) * scales[:, None].to(weight.dtype))
 
 
+def _first(weight: Tensor, rows: int | None, columns: int | None) -> Tensor:
+    weight = weight if rows is None else weight[:rows]
+    return weight if columns is None else weight[:, :columns]
+
+
 class Linear(nn.Module):
-    """``y = x Wᵀ + b`` over packed tokens ``[T, inputs]``, in the spec's form and precision."""
+    """``y = x Wᵀ + b`` over packed tokens ``[T, inputs]``, in the spec's form and precision.
+
+    Called with ``outputs`` or ``inputs``, it gives or reads the first so many alone.
+    """
 
     def __init__(self, spec: LinearSpec) -> None:
         super().__init__()
@@ -64,10 +72,12 @@ class Linear(nn.Module):
             self.weight = nn.Parameter(torch.empty(spec.outputs, spec.inputs))
         self.bias = nn.Parameter(torch.empty(spec.outputs)) if spec.bias else None
 
-    def forward(self, values: Tensor) -> Tensor:
+    def forward(self, values: Tensor, *, outputs: int | None = None, inputs: int | None = None) -> Tensor:
+        bias = self.bias if self.bias is None or outputs is None else self.bias[:outputs]
         if isinstance(self.spec.form, LowRankForm):
-            return self._product(self._product(values, self.down, None), self.up, self.bias)
-        return self._product(values, self.weight, self.bias)
+            inner = self._product(values, _first(self.down, None, inputs), None)
+            return self._product(inner, _first(self.up, outputs, None), bias)
+        return self._product(values, _first(self.weight, outputs, inputs), bias)
 
     def _product(self, values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         precision = self.spec.precision

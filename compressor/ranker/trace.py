@@ -27,6 +27,7 @@ class Trace:
             last where only first tokens were computed there.
         relations: queries, keys and values of the layers that were asked for, ``[T, heads * head width]`` each.
         exits: logits ``[B, 1]`` by layer, for layers with an exit.
+        skipped: layers that were left out: behind them stands the state before them, and no relations and no exit.
         layout: where the T tokens stand.
     """
 
@@ -35,6 +36,7 @@ class Trace:
     layout: TokenLayout
     relations: dict[int, QueryKeyValue] = field(default_factory=dict)
     exits: dict[int, Tensor] = field(default_factory=dict)
+    skipped: frozenset[int] = frozenset()
 
 
 @contextmanager

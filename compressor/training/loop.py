@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, reduce
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from compressor.errors import RunError
 from compressor.ranker.encoder import Encoder
+from compressor.ranker.sub_network import WHOLE, SubNetwork, running
 from compressor.storage import sha256_json
 from compressor.training.batches import Batch, ListSource
 from compressor.training.checkpoint import (
@@ -32,10 +32,11 @@ from compressor.training.optimizer import MovingAverage, build_optimizer, learni
 from compressor.training.precision import autocast
 from compressor.training.result import TrainingResult
 from compressor.training.settings import TrainingSettings
-from compressor.training.steps import StepPlan, micro_batches
+from compressor.training.steps import StepPlan, batches_of
 
 Loss = Callable[[Encoder, Batch], Mapping[str, Tensor]]
 Prepare = Callable[[Encoder, Iterator[Batch]], None]
+Parts = Callable[[int], Sequence[SubNetwork]]
 
 _PREPARED_ON_PAIRS = 128
 
@@ -53,6 +54,7 @@ def train(
     extra: nn.Module | None = None,
     rates: Mapping[str, float] | None = None,
     prepare: Prepare | None = None,
+    parts: Parts | None = None,
     key: str = "",
 ) -> TrainingResult:
     """Train a module in place and return its weights.
@@ -73,13 +75,16 @@ def train(
         rates: constant learning rates of some of ``extra``'s parameters, by the beginning of their names; neither do
             they decay, nor are their gradients clipped.
         prepare: called before the first step with the module and some of the first batches, to set ``extra``.
+        parts: returns which parts of the module the step of a number trains, with the mean of their losses; the same
+            ones whenever it is asked. None for the whole module.
         key: hash of what else the loss depends on: checkpoints under another key are not used.
 
     Raises:
         RunError: a loss is NaN or infinite; names the step and the part.
     """
-    run = _Run(module, source, loss, settings, scratch, seed, evaluate, after_step, extra, rates or {}, prepare, key)
-    return run.result()
+    return _Run(
+        module, source, loss, settings, scratch, seed, evaluate, after_step, extra, rates or {}, prepare, parts, key
+    ).result()
 
 
 @dataclass
@@ -95,6 +100,7 @@ class _Run:
     extra: nn.Module | None
     rates: Mapping[str, float]
     prepare: Prepare | None
+    parts: Parts | None
     loss_key: str
     step: int = 0
     pairs: int = 0
@@ -169,20 +175,22 @@ class _Run:
         rate = learning_rate(self.settings, self.step, self.n_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = group["lr"] if group.get("constant") else rate
-        parts: dict[str, float] = {}
+        found: dict[str, float] = {}
+        parts = self.parts(self.step) if self.parts else [WHOLE]
         own = lists[self.state.process_index :: self.state.num_processes]
         for batch in self._batches(own):
-            share = len(batch.mask) / len(lists)
-            with autocast(self.settings.precision, self.device):
-                losses = self.loss(self.module, batch)
-            total = torch.stack(list(losses.values())).sum()
-            for name, value in losses.items():
-                parts[name] = parts.get(name, 0.0) + share * self._finite(name, value)
-            (total * share).backward()
+            share = len(batch.mask) / len(lists) / len(parts)
+            for part in parts:
+                with running(self.module, part), autocast(self.settings.precision, self.device):
+                    losses = self.loss(self.module, batch)
+                total = torch.stack(list(losses.values())).sum()
+                for name, value in losses.items():
+                    found[name] = found.get(name, 0.0) + share * self._finite(name, value)
+                (total * share).backward()
         if self.state.num_processes > 1:
             self._average_gradients()
-            parts = {
-                name: float(reduce(torch.tensor(value, device=self.device), "sum")) for name, value in parts.items()
+            found = {
+                name: float(reduce(torch.tensor(value, device=self.device), "sum")) for name, value in found.items()
             }
         torch.nn.utils.clip_grad_norm_(self.clipped, self.settings.max_grad_norm)
         self.optimizer.step()
@@ -194,8 +202,8 @@ class _Run:
         self.pairs += n_pairs
         if self.average:
             self.average.update(self._weights(), self.step)
-        loss = sum(parts.values())
-        curves = {"loss": loss, **{f"loss/{name}": value for name, value in parts.items()}, "learning_rate": rate}
+        loss = sum(found.values())
+        curves = {"loss": loss, **{f"loss/{name}": value for name, value in found.items()}, "learning_rate": rate}
         self.book.record(self.pairs, curves)
         return loss, n_pairs
 
@@ -204,14 +212,8 @@ class _Run:
             yield from self._batches(lists)
 
     def _batches(self, lists: list[TrainingList]) -> Iterator[Batch]:
-        if not lists:
-            return
-        encoded = self.source.encode(lists)
-        ends = np.cumsum([len(one.documents) for one in lists])
-        rows = np.split(np.arange(ends[-1]), ends[:-1])
-        for group in micro_batches([encoded.lengths[each] for each in rows], self.settings.batch_tokens):
-            chosen = np.concatenate([rows[one] for one in group])
-            yield self.source.batch([lists[one] for one in group], encoded, chosen).to(self.device)
+        for batch in batches_of(self.source, lists, self.settings.batch_tokens):
+            yield batch.to(self.device)
 
     def _finite(self, name: str, value: Tensor) -> float:
         number = float(value.detach())
@@ -223,10 +225,12 @@ class _Run:
         return number
 
     def _average_gradients(self) -> None:
-        for parameter in self.parameters.values():
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            parameter.grad = reduce(parameter.grad, "sum")
+        parameters = list(self.parameters.values())
+        has_gradient = torch.tensor([one.grad is not None for one in parameters], dtype=torch.int32, device=self.device)
+        for parameter, count in zip(parameters, reduce(has_gradient, "sum").tolist(), strict=True):
+            if count:  # what no process ran keeps its weights and moments, as it does in one process
+                gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                parameter.grad = reduce(gradient, "sum")
 
     def _is_due(self) -> bool:
         every = self.settings.evaluate_every

@@ -79,6 +79,7 @@ class Objective:
             raise ValueError("live scores need a teacher that is watched")
         self._scores, self._labels, self._exits = tuple(scores), tuple(labels), exits
         self._watched, self._live = watched, live
+        self._read: tuple[Batch, Trace] | None = None
 
     @property
     def extra(self) -> nn.Module | None:
@@ -104,14 +105,15 @@ class Objective:
     def __call__(self, module: Encoder, batch: Batch) -> dict[str, Tensor]:
         """Return each loss, weighted: a mean over lists for scores, over tokens for inner states.
 
-        A curriculum weighs the lists, by the teacher's scores where there are any, else by labels.
+        A curriculum weighs the lists, by the teacher's scores where there are any, else by labels. Of layers that the
+        module leaves out, neither states nor relations nor exits are asked for.
 
         Args:
             module: the student, in training.
             batch: lists of pairs, with teacher scores and labels where they are needed.
         """
         watched = self._watched
-        teacher = watched.trace(batch) if watched else None
+        teacher = self._read_by(watched, batch) if watched else None
         seen = batch.listed(teacher.logits.float()) if teacher else batch.targets
         targets = seen if self._live else batch.targets
         if batch.closeness is not None:
@@ -124,11 +126,18 @@ class Objective:
         student = module.trace(**batch.inputs, relations=relations)
         scores = batch.listed(student.logits)
         losses = self._on_scores(scores, targets, batch)
-        if self._exits:
+        if self._exits and student.exits:
             losses["exits"] = self._on_exits(student, scores, targets, batch)
         if watched and teacher:
             losses |= _on_states(watched, student, teacher)
         return losses
+
+    def _read_by(self, watched: Watched, batch: Batch) -> Trace:
+        """Return what the teacher makes of a batch, once for all parts of a student that learn from it in turn."""
+        if self._read is None or self._read[0] is not batch:
+            self._read = None  # one at a time, for memory
+            self._read = (batch, watched.trace(batch))
+        return self._read[1]
 
     def _on_scores(self, scores: Tensor, targets: Tensor | None, batch: Batch) -> dict[str, Tensor]:
         terms = [(name, options, targets) for name, options in self._scores]
@@ -155,18 +164,23 @@ def _on_states(watched: Watched, student: Trace, teacher: Trace) -> dict[str, Te
         measure = hidden_mse if match.measure == "mse" else hidden_cosine
         each = []
         for own, theirs in match.states.items():
+            if own - 1 in student.skipped:  # state 0 is the embeddings
+                continue
             left, right = same_tokens(student, own, teacher, theirs)
             if watched.projections:
                 left = watched.projections.project(left, match, own)
             each.append(measure(left, right))
-        losses[match.name] = match.weight * torch.stack(each).mean()
+        if each:
+            losses[match.name] = match.weight * torch.stack(each).mean()
     if relations := watched.relations:
         divergence = qkv_relation_kl if relations.kind == "qkv" else attention_kl
         each = [
             divergence(student.relations[own], teacher.relations[theirs], student.layout, relations.heads)
             for own, theirs in relations.layers.items()
+            if own in student.relations
         ]
-        losses["relations"] = relations.weight * torch.stack(each).mean()
+        if each:
+            losses["relations"] = relations.weight * torch.stack(each).mean()
     return losses
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from compressor.errors import RunError
-from compressor.training.batches import ListSource
+from compressor.training.batches import Batch, ListSource
 from compressor.training.lists import TrainingList
 from compressor.training.settings import TrainingSettings
 
@@ -93,6 +93,18 @@ def plan_steps(lengths: Sequence[int], lists_per_step: int, *, seed: int, epoch:
     whole = [step for step in steps if len(step) == lists_per_step] or steps
     draw.shuffle(whole)
     return whole
+
+
+def batches_of(source: ListSource, lists: Sequence[TrainingList], batch_tokens: int) -> Iterator[Batch]:
+    """Encode lists and cut them into micro-batches of whole lists, of at most ``batch_tokens`` where a list allows."""
+    if not lists:
+        return
+    encoded = source.encode(lists)
+    ends = np.cumsum([len(one.documents) for one in lists])
+    rows = np.split(np.arange(ends[-1]), ends[:-1])
+    for group in micro_batches([encoded.lengths[each] for each in rows], batch_tokens):
+        chosen = np.concatenate([rows[one] for one in group])
+        yield source.batch([lists[one] for one in group], encoded, chosen)
 
 
 def micro_batches(lengths: Sequence[np.ndarray], budget_tokens: int) -> list[list[int]]:

@@ -17,7 +17,7 @@ from compressor.passes.cut_at_exit import CutAtExit
 from compressor.ranker.spec import RankerSpec
 from compressor.ranker.store import save_ranker
 from compressor.runtime.ranker import OnnxRanker
-from tests.laws.cases import at_exit
+from tests.laws.masked import at_exit
 from tests.passes.students import supply_for
 from tests.ranker.cases import SPECS
 from tests.tiny import batch_of, build_ranker, tiny_layer, tiny_spec

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
+
+from tests.laws.masked import at_exit, with_first_neurons, with_largest_widths, with_most_active, without_layers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,86 +44,6 @@ class Case:
     batch_atol: tuple[float, str] = (1e-5, "fp32 sums in another order")
     export_atol: tuple[float, str] = (1e-4, "fp32 sums in another order")
     mistyped: dict[str, Any] = field(default_factory=dict)
-
-
-def without_layers(*dropped: int) -> Callable[..., np.ndarray]:
-    """Return a function that scores pairs while skipping whole layers of the module."""
-
-    def scores(ranker: Any, pairs: list[tuple[str, str]]) -> np.ndarray:
-        from compressor.algorithms.calibration import calibration_batches, head_result, run_layers, scores_of
-
-        module, kept = ranker.module, [index for index in range(len(ranker.spec.layers)) if index not in dropped]
-        with torch.inference_mode():
-            batches = calibration_batches(ranker, pairs)
-            states = [run_layers(module, batch, batch.embedded, kept) for batch in batches]
-            results = [head_result(module, batch, found) for batch, found in zip(batches, states, strict=True)]
-            return scores_of(batches, results, len(pairs))
-
-    return scores
-
-
-def at_exit(layer: int) -> Callable[..., np.ndarray]:
-    """Return a function that scores pairs as the exit behind a layer of the whole module does."""
-
-    def scores(ranker: Any, pairs: list[tuple[str, str]]) -> np.ndarray:
-        from compressor.algorithms.calibration import calibration_batches, scores_of
-
-        batches = calibration_batches(ranker, pairs)
-        with torch.inference_mode():
-            results = [ranker.module.trace(**batch.inputs).exits[layer].numpy() for batch in batches]
-        return scores_of(batches, results, len(pairs))
-
-    return scores
-
-
-def with_largest_widths(share: float, round_to: int) -> Callable[..., np.ndarray]:
-    """Return a function that scores pairs while all but the heads and neurons of the largest matrices give zeros."""
-
-    def scores(ranker: Any, pairs: list[tuple[str, str]]) -> np.ndarray:
-        from compressor.algorithms.width_importance import Evidence, ranked_widths
-        from compressor.passes.width_budget import shared_widths
-        from compressor.ranker.cost import macs
-        from tests.tiny import build_data
-
-        data = build_data()
-        lengths = ranker.tokenizer.encode_pairs(data.texts(data.sample_pairs(256, 12, 8))).lengths
-        found = ranked_widths("magnitude", Evidence(spec=ranker.spec, weights=ranker.weights, queries=()))
-        losses = [[ranking.losses.numpy() for ranking in kind] for kind in found]
-        n_tokens = round(float(np.mean(lengths)))
-        widths = shared_widths(ranker.spec, lambda spec: macs(spec, n_tokens), share, round_to, *losses)
-        weights = dict(ranker.weights)
-        for part, rankings, counts in zip(("attention.output", "ffn.down"), found, widths, strict=True):
-            for index, (ranking, count) in enumerate(zip(rankings, counts, strict=True)):
-                name = f"layers.{index}.{part}.weight"
-                silent = weights[name].unflatten(1, (len(ranking.order), -1)).clone()
-                silent[:, ranking.order[count:]] = 0
-                weights[name] = silent.flatten(1)
-        return ranker.changed(weights=weights).score(pairs)
-
-    return scores
-
-
-def with_most_active(n_heads: int, n_neurons: int, n_pairs: int = 256, seed: int = 12) -> Callable[..., np.ndarray]:
-    """Return a function that scores pairs while all but a layer's most active heads and neurons give zeros."""
-
-    def scores(ranker: Any, pairs: list[tuple[str, str]]) -> np.ndarray:
-        from compressor.algorithms.activation_statistics import measure_activations
-        from compressor.algorithms.calibration import calibration_batches
-        from tests.tiny import build_data
-
-        data = build_data()
-        batches = calibration_batches(ranker, data.texts(data.sample_pairs(n_pairs, seed)))
-        statistics, weights = measure_activations(ranker.module, batches), dict(ranker.weights)
-        for index, layer in enumerate(ranker.spec.layers):
-            quiet = statistics.heads[index].argsort()[:-n_heads, None] * layer.attention.head_width
-            gone = {"attention.output": (quiet + torch.arange(layer.attention.head_width)).flatten()}
-            gone["ffn.down"] = statistics.neurons[index].argsort()[:-n_neurons]
-            for name, columns in gone.items():
-                weight = weights[f"layers.{index}.{name}.weight"]
-                weights[f"layers.{index}.{name}.weight"] = weight.index_fill(1, columns, 0.0)
-        return ranker.changed(weights=weights).score(pairs)
-
-    return scores
 
 
 def pre_norm() -> Any:
@@ -166,6 +87,13 @@ CASES = {
         behind="add_exits",
         masked=at_exit(0),
         mistyped={"layers": 0},
+    ),
+    "cut_nested": Case(
+        neutral={"share": 1},
+        active={"share": 0.5},
+        behind="nest_widths",
+        masked=with_first_neurons(0.5),
+        mistyped={"shore": 0.5},
     ),
     "distill": Case(
         neutral={"epochs": 0},
@@ -212,6 +140,12 @@ CASES = {
         active={**_TRAINING, "budget": {"macs": 0.9}, "round_to": 4, "masks": {"learning_rate": 0.3}},
         no_mask="training changes what stays: tests/passes/test_learn_widths.py",
         mistyped={"budgets": {"macs": 0.6}},
+    ),
+    "nest_widths": Case(
+        neutral={"epochs": 0},
+        active={**_TRAINING, "shares": [1, 0.5], "losses": {"mse": 1}, "representations": {}},
+        mistyped={"share": [1, 0.5]},
+        **_TRAINED,
     ),
     "prune_greedily": Case(
         neutral={"max_divergence": 0},
@@ -270,6 +204,7 @@ FORBIDDEN = {
     ("prune_widths", "merge_adapters"): _CUTS,
     ("subclone", "merge_adapters"): _CUTS,
     ("quantize", "add_exits"): "put add_exits before quantize",
+    ("quantize", "cut_nested"): "put cut_nested before quantize",
     ("quantize", "drop_layers"): "put drop_layers before quantize",
     ("quantize", "distill"): "put distill before quantize",
     ("quantize", "finetune"): "put finetune before quantize",
@@ -277,10 +212,19 @@ FORBIDDEN = {
     ("quantize", "linearize_layers"): "put linearize_layers before quantize",
     ("quantize", "merge_adapters"): "put merge_adapters before quantize",
     ("quantize", "learn_widths"): "put learn_widths before quantize",
+    ("quantize", "nest_widths"): "put nest_widths before quantize",
     ("quantize", "prune_greedily"): "put prune_greedily before quantize",
     ("quantize", "prune_widths"): "put prune_widths before quantize",
     ("quantize", "quantize"): "put quantize before quantize",
     ("quantize", "start_from"): "put start_from before quantize",
     ("quantize", "subclone"): "put subclone before quantize",
     ("quantize", "trim_vocabulary"): "put trim_vocabulary before quantize",
+}
+
+# Ordered pairs that the shape does not tell from others, but the ranker's history does, with what is found there.
+FORBIDDEN_BY_HISTORY = {
+    ("distill", "cut_nested"): "distill behind nest_widths",
+    ("finetune", "cut_nested"): "finetune behind nest_widths",
+    ("prune_greedily", "cut_nested"): "neurons that were cut since nest_widths",
+    ("subclone", "cut_nested"): "neurons that were cut since nest_widths",
 }

@@ -20,7 +20,7 @@ from compressor.passes.subclone import Subclone
 from compressor.ranker.cost import macs, parameters
 from compressor.ranker.spec import DenseForm, LinearMapSpec
 from tests import tiny
-from tests.laws.cases import without_layers
+from tests.laws.masked import without_layers
 from tests.passes.students import applied, distilled
 from tests.ranker.cases import SPECS
 

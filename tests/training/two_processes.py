@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 
 def main(folder: Path) -> None:
+    from compressor.training.drawn_parts import DrawnParts
     from compressor.training.loop import train
     from tests.tiny import build_ranker
     from tests.training.test_loop import SETTINGS, source_of, squared
@@ -21,7 +22,8 @@ def main(folder: Path) -> None:
     ranker, teacher = build_ranker(seed=0), build_ranker(seed=5)
     settings = SETTINGS.changed(epochs=1)
     source = source_of(teacher, settings, ranker)
-    result = train(ranker.trainable(), source, squared, settings, scratch=folder / "scratch", seed=7)
+    parts = DrawnParts(n_layers=2, seed=7, layer_drop=0.5)  # layers that no process runs are to keep their moments
+    result = train(ranker.trainable(), source, squared, settings, scratch=folder / "scratch", seed=7, parts=parts)
     state = PartialState(cpu=True)
     save_file(result.weights, folder / f"of_{state.num_processes}_{state.process_index}.safetensors")
 
