@@ -46,7 +46,7 @@ def install_gates(module: Encoder, gates: Callable[[], Gates], *, on_residual: b
     for index, layer in enumerate(_layers(module)):
         if layer.attention:
             layer.attention.output.register_forward_pre_hook(partial(_gate_heads, gates, index))
-        if layer.ffn:
+        if layer.spec.ffn_width:
             layer.ffn.down.register_forward_pre_hook(partial(_gate_neurons, gates, index))
     if not on_residual:
         return
@@ -100,7 +100,7 @@ def folded(ranker: Ranker, gates: Gates) -> dict[str, Tensor]:
     for index, layer in enumerate(ranker.spec.layers):
         for name, found in (("attention.output", gates.heads), ("ffn.down", gates.neurons)):
             name = f"layers.{index}.{name}.weight"
-            if name in weights:
+            if name in weights and len(found[index]):  # a linear map has a matrix and no neurons
                 width = layer.head_width if "attention" in name else 1
                 weights[name] = weights[name] * found[index].detach().cpu().repeat_interleave(width)
     if gates.residual is None:

@@ -63,7 +63,8 @@ class LinearMap(nn.Module):
         self.spec = spec
         self.down = Linear(spec.down)
 
-    def forward(self, values: Tensor) -> Tensor:
+    def forward(self, values: Tensor, width: int | None = None) -> Tensor:
+        """Compute the map; it has no neurons of which the first ``width`` could be run alone."""
         return self.down(values)
 
 

@@ -200,6 +200,9 @@ FORBIDDEN = {
     ("drop_layers", "add_exits"): "put add_exits before the pass that takes layers away",
     ("drop_layers", "cut_at_exit"): "put add_exits before cut_at_exit",
     ("drop_layers", "merge_adapters"): _CUTS,
+    ("cut_nested", "merge_adapters"): _CUTS,
+    ("learn_widths", "merge_adapters"): _CUTS,
+    ("linearize_layers", "merge_adapters"): _CUTS,
     ("prune_greedily", "merge_adapters"): _CUTS,
     ("prune_widths", "merge_adapters"): _CUTS,
     ("subclone", "merge_adapters"): _CUTS,
@@ -225,6 +228,8 @@ FORBIDDEN = {
 FORBIDDEN_BY_HISTORY = {
     ("distill", "cut_nested"): "distill behind nest_widths",
     ("finetune", "cut_nested"): "finetune behind nest_widths",
+    ("learn_widths", "cut_nested"): "learn_widths behind nest_widths",
+    ("linearize_layers", "cut_nested"): "neurons that were cut since nest_widths",
     ("prune_greedily", "cut_nested"): "neurons that were cut since nest_widths",
     ("subclone", "cut_nested"): "neurons that were cut since nest_widths",
 }
