@@ -28,6 +28,7 @@ from compressor.training.checkpoint import (
 from compressor.training.curves import BestOnDev, CurveBook
 from compressor.training.lists import TrainingList
 from compressor.training.live_line import Speed, live_line
+from compressor.training.memory import keep_freed_memory
 from compressor.training.optimizer import MovingAverage, build_optimizer, learning_rate
 from compressor.training.precision import autocast
 from compressor.training.result import TrainingResult
@@ -112,6 +113,8 @@ class _Run:
         self.began = time.monotonic()
         self.state = PartialState(cpu=not torch.cuda.is_available())
         self.device = self.state.device if self.state.device.type == "cuda" else torch.device("cpu")
+        if self.device.type == "cpu":
+            keep_freed_memory()
         settings = self.settings
         self.module.to(self.device).train(settings.dropout)
         self.module.gradient_checkpointing = settings.gradient_checkpointing

@@ -1,0 +1,49 @@
+"""What a process that trains asks of the allocator, and when it asks nothing."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+import pytest
+
+from compressor.training.memory import keep_freed_memory
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="glibc alone is asked for anything")
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Return what mallopt was called with."""
+    calls: list[tuple[int, int]] = []
+
+    class Library:
+        @staticmethod
+        def mallopt(parameter, value):
+            calls.append((parameter, value))
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Library)
+    for name in ("GLIBC_TUNABLES", "LD_PRELOAD"):
+        monkeypatch.delenv(name, raising=False)
+    return calls
+
+
+def test_what_is_freed_is_kept(asked):
+    keep_freed_memory()
+    assert dict(asked).keys() == {-1, -2, -4}  # the trim threshold, the top pad and the most mappings of malloc.h
+    assert dict(asked)[-4] == 0
+    assert dict(asked)[-1] > 2**30
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("GLIBC_TUNABLES", "glibc.malloc.trim_threshold=1"), ("LD_PRELOAD", "/lib/libjemalloc.so.2")]
+)
+def test_a_user_who_chose_is_not_overruled(asked, monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    keep_freed_memory()
+    assert not asked
+
+
+def test_other_libraries_are_left_alone(monkeypatch):
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
+    keep_freed_memory()
