@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +12,6 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, reduce
 from torch import Tensor, nn
 
-from compressor.errors import RunError
 from compressor.ranker.encoder import Encoder
 from compressor.ranker.sub_network import WHOLE, SubNetwork, running
 from compressor.storage import sha256_json
@@ -33,7 +31,7 @@ from compressor.training.optimizer import MovingAverage, build_optimizer, learni
 from compressor.training.precision import autocast
 from compressor.training.result import TrainingResult
 from compressor.training.settings import TrainingSettings
-from compressor.training.steps import StepPlan, batches_of
+from compressor.training.steps import StepPlan, batches_of, finite_loss
 
 Loss = Callable[[Encoder, Batch], Mapping[str, Tensor]]
 Prepare = Callable[[Encoder, Iterator[Batch]], None]
@@ -188,7 +186,7 @@ class _Run:
                     losses = self.loss(self.module, batch)
                 total = torch.stack(list(losses.values())).sum()
                 for name, value in losses.items():
-                    found[name] = found.get(name, 0.0) + share * self._finite(name, value)
+                    found[name] = found.get(name, 0.0) + share * finite_loss(name, value, self.step + 1)
                 (total * share).backward()
         if self.state.num_processes > 1:
             self._average_gradients()
@@ -217,15 +215,6 @@ class _Run:
     def _batches(self, lists: list[TrainingList]) -> Iterator[Batch]:
         for batch in batches_of(self.source, lists, self.settings.batch_tokens):
             yield batch.to(self.device)
-
-    def _finite(self, name: str, value: Tensor) -> float:
-        number = float(value.detach())
-        if not math.isfinite(number):
-            raise RunError(
-                f"the loss '{name}' is {number} at step {self.step + 1}: lower learning_rate, or look for "
-                "broken scores or labels"
-            )
-        return number
 
     def _average_gradients(self) -> None:
         parameters = list(self.parameters.values())

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from torch import Tensor
 
 from compressor.errors import RunError
 from compressor.training.batches import Batch, ListSource
@@ -126,3 +127,17 @@ def micro_batches(lengths: Sequence[np.ndarray], budget_tokens: int) -> list[lis
             groups.append([one])
             rows, longest = n_rows, int(lengths[one].max())
     return groups
+
+
+def finite_loss(name: str, value: Tensor, step: int) -> float:
+    """Return a part of the loss as a number.
+
+    Raises:
+        RunError: it is NaN or infinite; names the step and the part.
+    """
+    number = float(value.detach())
+    if not math.isfinite(number):
+        raise RunError(
+            f"the loss '{name}' is {number} at step {step}: lower learning_rate, or look for broken scores or labels"
+        )
+    return number
