@@ -182,15 +182,19 @@ def _cell(quality: Mapping[str, float], *, is_teacher: bool) -> str:
 def plots(result: Mapping[str, Any]) -> dict[str, str]:
     """Return an SVG for each quantity that trainings recorded, with a curve for each variant.
 
-    The trainings of one variant follow one another on the axis of pairs seen.
+    The trainings of one variant follow one another on the axis of pairs seen; what it shares with one above is drawn
+    there alone.
     """
     curves: dict[str, list[Curve]] = {}
+    drawn_already: list[tuple[float, Mapping[str, Any]]] = []
     for variant, row in result["rows"].items():
         seen = 0.0
         points: dict[str, list[tuple[float, float]]] = {}
         for training in row.get("trainings", []):
-            for name, series in training["curves"].items():
-                points.setdefault(name, []).extend((seen + x, y) for x, y in series)
+            if (seen, training["curves"]) not in drawn_already:
+                drawn_already.append((seen, training["curves"]))
+                for name, series in training["curves"].items():
+                    points.setdefault(name, []).extend((seen + x, y) for x, y in series)
             seen += training.get("pairs", 0)
         for name, found in points.items():
             curves.setdefault(name, []).append(Curve(name=variant, points=found))
