@@ -46,7 +46,7 @@ def faults_of(
     """
     places: dict[Path_, list[Mapping[str, Any]]] = {}
     for finding in error.errors():
-        places.setdefault(_path_in(value, finding), []).append(finding)
+        places.setdefault(path_in(value, finding), []).append(finding)
     return [
         _fault(place, findings, value, model, source, prefix)
         for place, findings in places.items()
@@ -94,7 +94,7 @@ def unknown_key(key: str, allowed: Iterable[str], source: str | Path, where: str
     )
 
 
-def _path_in(value: Any, finding: Mapping[str, Any]) -> Path_:
+def path_in(value: Any, finding: Mapping[str, Any]) -> Path_:
     """Keep of pydantic's location what stands in the value; it also names the branches of unions that it tried."""
     path: list[str | int] = []
     last = len(finding["loc"]) - 1

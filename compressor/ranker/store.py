@@ -18,6 +18,7 @@ from compressor.ranker.history import StageRecord
 from compressor.ranker.ranker import Ranker
 from compressor.ranker.spec import RankerSpec
 from compressor.ranker.tokenizer_files import TOKENIZER_FILES, read_tokenizer_files
+from compressor.recipe_faults import path_in
 from compressor.storage import read_json, unreadable, whole_folder, write_json
 
 _CONFIG = TypeAdapter(dict[str, Any])
@@ -86,5 +87,6 @@ def _checked(path: Path, validate: Any) -> Any:
         return validate(value)
     except ValidationError as error:
         raise InputError(
-            Fault(source=path, where=".".join(map(str, fault["loc"])), found=fault["msg"]) for fault in error.errors()
+            Fault(source=path, where=".".join(map(str, path_in(value, fault))), found=fault["msg"])
+            for fault in error.errors()
         ) from None
