@@ -85,7 +85,7 @@ def best_units(
     residual = None
     share = 1.0
     if scores.residual is not None:
-        residual = _best(scores.residual, _n_above_threshold(scores, costs, budget, round_to))
+        residual = _best(scores.residual, _n_above_threshold(scores, scores.residual, costs, budget, round_to))
         share = len(residual) / len(scores.residual)
     base, *unit_costs = costs.of_units(share)
     orders: dict[Block, Tensor] = {}
@@ -141,23 +141,21 @@ def paid_for(scores: Tensor, prices: Tensor, budget: float) -> Tensor:
     return torch.zeros_like(scores).index_copy(0, order, stays.to(scores.dtype))
 
 
-def _n_above_threshold(scores: UnitScores, costs: WidthCosts, budget: float, round_to: int) -> int:
-    assert scores.residual is not None  # noqa: S101  # asked by the caller
-    width = len(scores.residual)
-    thresholds = torch.cat([*scores.heads, *scores.neurons, scores.residual]).detach().float().cpu().unique()
+def _n_above_threshold(scores: UnitScores, residual: Tensor, costs: WidthCosts, budget: float, round_to: int) -> int:
+    width = len(residual)
+    thresholds = torch.cat([*scores.heads, *scores.neurons, residual]).detach().float().cpu().unique()
 
     def cost(threshold: Tensor) -> float:
         def above(values: Sequence[Tensor]) -> Tensor:
             return torch.tensor([float((each.detach().cpu() >= threshold).sum()) for each in values])
 
-        assert scores.residual is not None  # noqa: S101
-        return float(costs.of(above(scores.heads), above(scores.neurons), above([scores.residual])[0] / width))
+        return float(costs.of(above(scores.heads), above(scores.neurons), above([residual])[0] / width))
 
     low, high = 0, len(thresholds) - 1
     while low < high:  # the lowest threshold that can be paid, or the highest there is
         middle = (low + high) // 2
         low, high = (low, middle) if cost(thresholds[middle]) <= budget else (middle + 1, high)
-    n_above = int((scores.residual.detach().cpu() >= thresholds[low]).sum())
+    n_above = int((residual.detach().cpu() >= thresholds[low]).sum())
     return width if n_above == width else max(n_above // round_to * round_to, min(round_to, width))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 
@@ -10,15 +9,10 @@ from compressor.passes import PlanError
 from compressor.passes.drop_layers import DropLayers
 from compressor.ranker.spec import DenseForm
 from tests import tiny
-from tests.passes.students import applied
+from tests.passes.students import applied, score_rmse
 from tests.ranker.cases import SPECS
 
 PLACEMENTS = ("post", "pre")
-
-
-def error(ranker, whole, data):
-    pairs = data.texts(data.pairs())
-    return float(np.sqrt(np.mean((ranker.score(pairs) - whole.score(pairs)) ** 2)))
 
 
 @pytest.fixture(scope="module", params=PLACEMENTS)
@@ -32,7 +26,7 @@ def whole(request):
 def test_refitting_brings_scores_nearer(whole, tiny_data, keep):
     cut, fitted = (applied(DropLayers(keep=keep, compensate=how), whole, tiny_data) for how in ("none", "refit"))
     assert fitted.spec == cut.spec
-    assert error(fitted, whole, tiny_data) < 0.85 * error(cut, whole, tiny_data)
+    assert score_rmse(fitted, whole, tiny_data) < 0.85 * score_rmse(cut, whole, tiny_data)
 
 
 def test_layers_before_the_first_gap_stay_as_they_are(whole, tiny_data):
@@ -61,7 +55,7 @@ def test_layers_that_add_nothing_are_dropped_without_loss(tiny_data):
     whole = whole.changed(weights=weights)
     fitted = applied(DropLayers(keep=(0, 3)), whole, tiny_data)
     spread = whole.score(tiny_data.texts(tiny_data.pairs())).std()
-    assert error(fitted, whole, tiny_data) < 0.05 * spread  # a ridge on 48 pairs is not nothing
+    assert score_rmse(fitted, whole, tiny_data) < 0.05 * spread  # a ridge on 48 pairs is not nothing
 
 
 @pytest.mark.parametrize("name", SPECS)
@@ -74,7 +68,7 @@ def test_every_dense_family_is_refitted_and_others_are_refused(name, tiny_data):
     assert layer.ffn
     if all(isinstance(one.form, DenseForm) for one in (layer.attention.output, layer.ffn.down)):
         fitted = applied(step, whole, tiny_data)
-        assert error(fitted, whole, tiny_data) < error(
+        assert score_rmse(fitted, whole, tiny_data) < score_rmse(
             applied(DropLayers(keep=(0, 2), compensate="none"), whole, tiny_data), whole, tiny_data
         )
     else:

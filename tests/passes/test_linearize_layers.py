@@ -21,16 +21,11 @@ from compressor.ranker.cost import macs, parameters
 from compressor.ranker.spec import DenseForm, LinearMapSpec
 from tests import tiny
 from tests.laws.masked import without_layers
-from tests.passes.students import applied, distilled
+from tests.passes.students import applied, distilled, score_rmse
 from tests.ranker.cases import SPECS
 
 PLACEMENTS = ("post", "pre")
 LINEAR = 1
-
-
-def error(ranker, whole, data):
-    pairs = data.texts(data.pairs())
-    return float(np.sqrt(np.mean((ranker.score(pairs) - whole.score(pairs)) ** 2)))
 
 
 @pytest.fixture(scope="module", params=PLACEMENTS)
@@ -67,7 +62,7 @@ def test_a_linear_layer_is_found_and_replaced_without_loss(planted, tiny_data, h
     assert found[LINEAR]["linearity"] > 0.99
     assert all(row["missed_by_map"] > 0.1 for layer, row in found.items() if layer != LINEAR)
     spread = planted.score(tiny_data.texts(tiny_data.pairs())).std()
-    assert error(fitted, planted, tiny_data) < 0.05 * spread  # a ridge on 48 pairs is not nothing
+    assert score_rmse(fitted, planted, tiny_data) < 0.05 * spread  # a ridge on 48 pairs is not nothing
     kept = {name for name in planted.weights if not name.startswith(f"layers.{LINEAR}.")}
     assert all(torch.equal(fitted.weights[name], planted.weights[name]) for name in kept)
 
@@ -87,7 +82,7 @@ def test_refitting_what_stands_behind_brings_scores_nearer(whole, tiny_data, rep
         applied(LinearizeLayers(replace=replace, compensate=how), whole, tiny_data) for how in ("none", "refit")
     )
     assert fitted.spec == apart.spec
-    assert error(fitted, whole, tiny_data) < 0.9 * error(apart, whole, tiny_data)
+    assert score_rmse(fitted, whole, tiny_data) < 0.9 * score_rmse(apart, whole, tiny_data)
     before = [name for name in whole.weights if name.startswith(("embeddings.", "layers.0.", "head."))]
     assert all(torch.equal(fitted.weights[name], whole.weights[name]) for name in before)
 
@@ -138,7 +133,7 @@ def test_layers_of_every_kind_are_replaced(name, tiny_data):
     if isinstance(layer.attention.output.form, DenseForm):
         notes: dict[str, Any] = {}
         fitted = applied(step, whole, tiny_data, notes)
-        assert error(fitted, whole, tiny_data) > 0
+        assert score_rmse(fitted, whole, tiny_data) > 0
         assert all(row["missed_by_map"] < row["missed_by_removal"] for row in notes["layers"])
     else:
         with pytest.raises(PlanError, match="factorized") as caught:
@@ -194,11 +189,13 @@ def test_passes_that_cut_neurons_leave_maps_whole(linear, tiny_data, step):
 def test_a_narrower_ranker_has_narrower_maps(linear, tiny_data, weights):
     whole = Subclone(width=16, weights=weights)
     narrow = Subclone(width=12, weights=weights)
-    assert error(applied(whole, linear, tiny_data), linear, tiny_data) == 0
+    assert score_rmse(applied(whole, linear, tiny_data), linear, tiny_data) == 0
     cut = applied(narrow, linear, tiny_data)
     assert cut.weights["layers.1.ffn.down.weight"].shape == (12, 12)
     if weights == "folded":
-        assert error(cut, linear, tiny_data) < error(applied(Subclone(width=6), linear, tiny_data), linear, tiny_data)
+        assert score_rmse(cut, linear, tiny_data) < score_rmse(
+            applied(Subclone(width=6), linear, tiny_data), linear, tiny_data
+        )
 
 
 def test_relations_are_learned_where_there_is_attention(whole, linear, tiny_data):

@@ -4,24 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from compressor.errors import InputError
 from compressor.passes.prune_greedily import PruneGreedily
 from tests import tiny
-from tests.passes.students import applied
+from tests.passes.students import applied, score_rmse
 
 
 def run(ranker, data, notes=None, **settings):
     step = PruneGreedily.model_validate({"neuron_group": 8, "compensate": "none", **settings})
     return applied(step, ranker, data, notes)
-
-
-def error(ranker, whole, data):
-    pairs = data.texts(data.pairs())
-    return float(np.sqrt(np.mean((ranker.score(pairs) - whole.score(pairs)) ** 2)))
 
 
 @pytest.fixture(scope="module", params=["post", "pre"])
@@ -42,7 +36,7 @@ def test_what_does_nothing_goes_and_nothing_else(whole, tiny_data):
     assert notes["heads"] == [0, 1, 2]
     assert notes["ffn_widths"] == [32, 32, 24]
     assert notes["accepted"] == {"blocks": 1, "heads": 1, "neurons": 1}
-    assert error(small, idle, tiny_data) < 1e-5
+    assert score_rmse(small, idle, tiny_data) < 1e-5
     assert small.spec.layers[0].attention is None
 
 
@@ -82,7 +76,7 @@ def test_the_rise_is_a_share_of_the_loss_at_the_start(whole, tiny_data):
 def test_refitting_brings_scores_nearer(whole, tiny_data):
     cut, fitted = (run(whole, tiny_data, max_divergence=0.002, compensate=how) for how in ("none", "refit"))
     assert fitted.spec == cut.spec
-    assert error(fitted, whole, tiny_data) < error(cut, whole, tiny_data)
+    assert score_rmse(fitted, whole, tiny_data) < score_rmse(cut, whole, tiny_data)
 
 
 def test_it_is_repeatable_and_leaves_the_whole_alone(whole, tiny_data):

@@ -22,7 +22,7 @@ from compressor.ranker.cost import macs
 from compressor.ranker.narrowing import narrowed
 from compressor.ranker.spec import ClassifierHead
 from tests import tiny
-from tests.passes.students import applied, supply_for
+from tests.passes.students import applied, score_rmse, supply_for
 from tests.ranker.cases import SPECS
 
 DENSE = [
@@ -43,11 +43,6 @@ STAGES: list[dict[str, Any]] = [
 
 def run(ranker, data, notes=None, **settings):
     return applied(PruneWidths.model_validate({"round_to": 4, **settings}), ranker, data, notes)
-
-
-def error(ranker, whole, data):
-    pairs = data.texts(data.pairs())
-    return float(np.sqrt(np.mean((ranker.score(pairs) - whole.score(pairs)) ** 2)))
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +89,7 @@ def test_what_does_nothing_is_cut_without_loss(idle, tiny_data, importance, comp
     small = run(idle, tiny_data, budget=budget, importance=importance, compensate=compensate)
     # What is predicted may cut elsewhere too, where it sees next to no loss; and a ridge on 48 pairs is not nothing.
     allowed = 0.1 if importance == "predicted" else {"none": 1e-3, "refit": 0.02}[compensate]
-    assert error(small, idle, tiny_data) < allowed * idle.score(tiny_data.texts(tiny_data.pairs())).std()
+    assert score_rmse(small, idle, tiny_data) < allowed * idle.score(tiny_data.texts(tiny_data.pairs())).std()
 
 
 def test_of_what_stands_twice_one_goes_first(whole, tiny_data):
@@ -120,7 +115,7 @@ def test_a_budget_is_kept_and_used(whole, tiny_data, share, kind):
 
 
 def test_refitting_brings_scores_nearest(whole, tiny_data):
-    errors = [error(run(whole, tiny_data, budget={"macs": 0.6}, **stage), whole, tiny_data) for stage in STAGES]
+    errors = [score_rmse(run(whole, tiny_data, budget={"macs": 0.6}, **stage), whole, tiny_data) for stage in STAGES]
     assert errors[3] < min(errors[:3])
     assert errors[4] < min(errors[:3])
 
@@ -261,7 +256,7 @@ def test_a_block_that_is_gone_leaves_its_bias(tiny_data, placement, heads, neuro
     layer = tiny.tiny_layer(norm_placement=placement)
     whole = tiny.build_ranker(tiny.tiny_spec(layers=(layer,) * 3), seed=3)
     cut, silent = without_blocks(whole, heads, neurons)
-    assert error(cut, silent, tiny_data) < 1e-5
+    assert score_rmse(cut, silent, tiny_data) < 1e-5
 
 
 @pytest.mark.parametrize("placement", ["post", "pre"])
@@ -272,7 +267,7 @@ def test_what_a_gone_block_wrote_on_the_mean_is_refitted(tiny_data, placement):
     batches = calibration_batches(whole, tiny_data.texts(tiny_data.pairs()))
     found = refitted(whole.module, cut.trainable().eval(), batches)
     fitted = cut.changed(weights={**cut.weights, **found})
-    assert error(fitted, whole, tiny_data) < 0.8 * error(cut, whole, tiny_data)
+    assert score_rmse(fitted, whole, tiny_data) < 0.8 * score_rmse(cut, whole, tiny_data)
 
 
 def test_small_budgets_take_whole_blocks(whole, tiny_data):
