@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from compressor.data import RankingData
 from compressor.passes import Pass, Supply
@@ -16,6 +17,7 @@ from compressor.passes.distill import Distill
 from compressor.passes.drop_layers import DropLayers
 from compressor.ranker.history import StageRecord
 from compressor.ranker.ranker import Ranker
+from compressor.training.objective import Objective
 
 QUICK: dict[str, Any] = {
     "epochs": 15, "learning_rate": 1e-2, "lists": {"list_size": 4}, "lists_per_step": 3, "precision": "fp32",
@@ -78,3 +80,39 @@ def score_rmse(ranker: Ranker, teacher: Ranker, data: RankingData) -> float:
     """Return how far the ranker's scores of all candidates are from the teacher's."""
     pairs = data.texts(data.pairs())
     return float(np.sqrt(np.square(ranker.score(pairs) - teacher.score(pairs)).mean()))
+
+
+class KilledError(Exception):
+    """A training that was cut off."""
+
+
+def check_exact_resume(
+    step: Pass,
+    student: Ranker,
+    teacher: Ranker,
+    data: RankingData,
+    monkeypatch: Any,
+    *,
+    call: int,
+    kind: Any = Objective,
+) -> None:
+    """Check that a training killed in one call of its losses, and started again, ends as an unbroken one does."""
+    whole = supply_for(step, data, teacher)
+    expected = step.apply(student, whole)
+    compute, calls = kind.__call__, 0
+
+    def killing(self: Any, module: Any, batch: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise KilledError
+        return compute(self, module, batch)
+
+    supply = supply_for(step, data, teacher)
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, "__call__", killing)
+        with pytest.raises(KilledError):
+            step.apply(student, supply)
+    resumed = step.apply(student, supply)
+    assert resumed.fingerprint == expected.fingerprint
+    assert supply.curves == whole.curves

@@ -14,9 +14,8 @@ from compressor.passes.distill import Distill
 from compressor.passes.drop_layers import DropLayers
 from compressor.passes.finetune import Finetune
 from compressor.ranker.sub_network import WHOLE
-from compressor.training.objective import Objective
 from tests import tiny
-from tests.passes.students import QUICK, applied, cut, distilled, score_rmse, supply_for, unlabelled
+from tests.passes.students import QUICK, applied, check_exact_resume, cut, distilled, score_rmse, supply_for, unlabelled
 
 SCORES: dict[str, Any] = {"losses": {"mse": 1}, "representations": {}}
 
@@ -37,24 +36,6 @@ def data(tiny_data):
     return unlabelled(tiny_data)
 
 
-class KilledError(Exception):
-    pass
-
-
-def killed_at(monkeypatch, call):
-    """Have the losses of a training fail at one of their calls."""
-    whole, calls = Objective.__call__, 0
-
-    def killing(self, module, batch):
-        nonlocal calls
-        calls += 1
-        if calls == call:
-            raise KilledError
-        return whole(self, module, batch)
-
-    monkeypatch.setattr(Objective, "__call__", killing)
-
-
 def test_layers_can_be_cut_afterwards(student, teacher, data):
     def without_one(ranker):
         cuts = [DropLayers(keep=kept, compensate="none") for kept in ((0, 1), (0, 2), (1, 2))]
@@ -67,20 +48,11 @@ def test_layers_can_be_cut_afterwards(student, teacher, data):
 
 
 @pytest.mark.parametrize("exits", [False, True])
-def test_a_killed_training_goes_on_to_the_same_bits(student, teacher, data, tmp_path, monkeypatch, exits):
+def test_a_killed_training_goes_on_to_the_same_bits(student, teacher, data, monkeypatch, exits):
     ranker = applied(AddExits(), student) if exits else student
     settings = {**QUICK, "layer_drop": 0.5, "epochs": 3, "checkpoint_every_s": 1e-9, "dropout": True}
     step = Distill.model_validate({**settings, "representations": {"hidden": 1, "relations": 1}})
-    whole = supply_for(step, data, teacher, scratch=tmp_path / "whole")
-    expected = step.apply(ranker, whole)
-    resumed = supply_for(step, data, teacher, scratch=tmp_path / "cut")
-    with monkeypatch.context() as patch:
-        killed_at(patch, 6)
-        with pytest.raises(KilledError):
-            step.apply(ranker, resumed)
-    result = step.apply(ranker, resumed)
-    assert result.fingerprint == expected.fingerprint
-    assert resumed.curves == whole.curves
+    check_exact_resume(step, ranker, teacher, data, monkeypatch, call=6)
 
 
 def test_a_layer_left_out_neither_learns_nor_decays(student, teacher, data):

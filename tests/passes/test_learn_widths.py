@@ -14,7 +14,7 @@ from compressor.passes.learn_widths import LearnWidths
 from compressor.ranker.cost import macs, parameters
 from compressor.training.masked_objective import MaskedObjective
 from tests import tiny
-from tests.passes.students import QUICK, applied, supply_for
+from tests.passes.students import QUICK, applied, check_exact_resume, supply_for
 from tests.ranker.cases import SPECS
 
 METHODS = ("l0", "movement")
@@ -87,10 +87,6 @@ def test_a_budget_is_kept_and_used(whole, tiny_data, method, kind, masks):
     assert np.isfinite(small.score(tiny_data.texts(tiny_data.pairs()))).all()
 
 
-class KilledError(Exception):
-    pass
-
-
 @pytest.mark.parametrize(
     ("method", "masks"),
     [("l0", {"regrow": {"every": 2}}), ("l0", {"hidden": True}), ("movement", {"regrow": {"every": 2}})],
@@ -100,24 +96,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(whole, tiny_data, monkeypatch, me
         budget={"macs": 0.6}, method=method, epochs=4, masks={"learning_rate": 0.5, "ramp": (0.1, 0.8), **masks},
         checkpoint_every_s=1e-9,
     )  # fmt: skip
-    unbroken = supply_for(step, tiny_data, whole)
-    expected = step.apply(whole, unbroken)
-    supply, calls, call = supply_for(step, tiny_data, whole), 0, MaskedObjective.__call__
-
-    def killing(self, module, batch):
-        nonlocal calls
-        calls += 1
-        if calls > 5:
-            raise KilledError
-        return call(self, module, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(MaskedObjective, "__call__", killing)
-        with pytest.raises(KilledError):
-            step.apply(whole, supply)
-    resumed = step.apply(whole, supply)
-    assert resumed.fingerprint == expected.fingerprint
-    assert supply.curves == unbroken.curves
+    check_exact_resume(step, whole, whole, tiny_data, monkeypatch, call=6, kind=MaskedObjective)
 
 
 def test_layers_that_are_computed_twice_pass_the_same_gates(whole, tiny_data):

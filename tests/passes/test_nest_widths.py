@@ -14,8 +14,7 @@ from compressor.passes.nested_widths import TRAINED
 from compressor.ranker.sub_network import WHOLE, SubNetwork, running
 from compressor.training.objective import Watched
 from tests import tiny
-from tests.passes.students import QUICK, cut, distilled, score_rmse, supply_for, unlabelled
-from tests.passes.test_layer_drop import KilledError, killed_at
+from tests.passes.students import QUICK, check_exact_resume, cut, distilled, score_rmse, supply_for, unlabelled
 
 SHARES = (1.0, 0.5, 0.25, 0.125)
 SCORES: dict[str, Any] = {"losses": {"mse": 1}, "representations": {}}
@@ -84,19 +83,10 @@ def test_sorting_changes_no_score_and_puts_idle_neurons_last(teacher, data, orde
 
 
 @pytest.mark.parametrize("each_step", ["one", "sandwich"])
-def test_a_killed_training_goes_on_to_the_same_bits(student, teacher, data, tmp_path, monkeypatch, each_step):
+def test_a_killed_training_goes_on_to_the_same_bits(student, teacher, data, monkeypatch, each_step):
     settings = {"epochs": 3, "checkpoint_every_s": 1e-9, "each_step": each_step, "layer_drop": 0.3, "dropout": True}
     step = step_of(**settings, representations={"hidden": 1})
-    whole = supply_for(step, data, teacher, scratch=tmp_path / "whole")
-    expected = step.apply(student, whole)
-    resumed = supply_for(step, data, teacher, scratch=tmp_path / "cut")
-    with monkeypatch.context() as patch:
-        killed_at(patch, 8)
-        with pytest.raises(KilledError):
-            step.apply(student, resumed)
-    result = step.apply(student, resumed)
-    assert result.fingerprint == expected.fingerprint
-    assert resumed.curves == whole.curves
+    check_exact_resume(step, student, teacher, data, monkeypatch, call=8)
 
 
 def test_neurons_behind_the_widths_of_a_step_do_not_learn_in_it(student, teacher, data):
