@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from compressor.export.graph import FUSED, Graph
-from compressor.export.layout import Layout, attention_bias, by_heads, by_tokens, first_tokens, pad
+from compressor.export.layout import Layout, attention_bias, by_heads, by_tokens, first_tokens, pad, padded_positions
 from compressor.export.linears import Product, Weights, fused_linears, linear
 from compressor.ranker.spec import AttentionSpec, DenseForm, LinearSpec, LowRankForm, RotarySpec
 
@@ -162,10 +162,10 @@ def rotate(graph: Graph, name: str, by_head: str, layout: Layout, spec: RotarySp
     cosine, sine = angle_tables(spec, half, graph.max_length)
     cosines = graph.weight(f"rotary.{spec.base!r}.{half}.cosine", cosine)
     sines = graph.weight(f"rotary.{spec.base!r}.{half}.sine", sine)
-    positions = graph.once("layout.padded_positions", lambda at: pad(graph, layout, layout.positions, at))  # [B, S]
+    positions = padded_positions(graph, layout)  # [B, S]
     if first_only:
         positions = graph.once(
-            "layout.first_positions", lambda at: graph.node("Gather", [positions, graph.ints(0)], at, axis=1)
+            f"{layout.name}.first_positions", lambda at: graph.node("Gather", [positions, graph.ints(0)], at, axis=1)
         )
     if graph.fused:
         return graph.node("RotaryEmbedding", [by_head, positions, cosines, sines], name, domain=FUSED, interleaved=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from onnx import TensorProto
 
 from compressor.export.graph import Graph
 from compressor.ranker.spec import AttentionPattern, WindowPattern
@@ -21,47 +22,117 @@ class Layout:
     """Names of the values that describe the layout of T packed tokens in B rows of S columns.
 
     Attributes:
+        name: what the names of values begin with that are made of this layout once.
         columns: int64 ``[1]``: S.
         mask: int64 ``[B, S]``, 1 where a real token stands.
         real: bool ``[B, S]``, the same.
         to_packed: int64 ``[T]``, the padded slot (row * S + column) of each packed token.
         to_padded: int64 ``[B, S]``, the packed token of each padded slot; the row's first for padding.
-        positions: int64 ``[T]``, each token's position in its row.
+        column: int64 ``[T]``, the column in which each packed token stands.
+        positions: int64 ``[T]``, each token's position in its row before any token was dropped.
         first: int64 ``[B]``, the packed index of each row's first token.
     """
 
+    name: str
     columns: str
     mask: str
     real: str
     to_packed: str
     to_padded: str
+    column: str
     positions: str
     first: str
 
 
-def build_layout(graph: Graph, mask: str) -> Layout:
-    """Lay out a batch from its attention mask, int64 ``[B, S]``; rows are padded on the right."""
-    shape = graph.node("Shape", [mask], "layout.shape")
-    columns = graph.node("Gather", [shape, graph.ints(1)], "layout.columns")
-    flat = graph.reshape(mask, "layout.flat_mask", -1)
+def build_layout(graph: Graph, mask: str, name: str = "layout", positions: str | None = None) -> Layout:
+    """Lay out a batch from its attention mask, int64 ``[B, S]``; rows are padded on the right.
+
+    Args:
+        graph: the graph under construction.
+        mask: the mask's name.
+        name: what this layout's values are named after.
+        positions: int64 ``[T]``, of tokens that stand elsewhere than at their position; by default they do not.
+    """
+    shape = graph.node("Shape", [mask], f"{name}.shape")
+    columns = graph.node("Gather", [shape, graph.ints(1)], f"{name}.columns")
+    flat = graph.reshape(mask, f"{name}.flat_mask", -1)
     zero, one = graph.int_scalar(0), graph.int_scalar(1)
-    to_packed = graph.reshape(graph.node("NonZero", [flat], "layout.nonzero"), "layout.to_packed", -1)
-    counts = graph.node("CumSum", [flat, zero], "layout.counts")
-    places = graph.node("Reshape", [graph.node("Sub", [counts, one], "layout.flat_places"), shape], "layout.places")
-    lengths = graph.node("ReduceSum", [mask, graph.ints(1)], "layout.lengths", keepdims=0)
-    ends = graph.node("CumSum", [lengths, zero], "layout.ends")
-    first = graph.node("Sub", [ends, lengths], "layout.first")
-    real = graph.node("Cast", [mask], "layout.real", to=9)
-    filling = graph.node("Unsqueeze", [first, graph.ints(1)], "layout.filling")  # [B, 1]
+    to_packed = graph.reshape(graph.node("NonZero", [flat], f"{name}.nonzero"), f"{name}.to_packed", -1)
+    counts = graph.node("CumSum", [flat, zero], f"{name}.counts")
+    places = graph.node("Reshape", [graph.node("Sub", [counts, one], f"{name}.flat_places"), shape], f"{name}.places")
+    lengths = graph.node("ReduceSum", [mask, graph.ints(1)], f"{name}.lengths", keepdims=0)
+    ends = graph.node("CumSum", [lengths, zero], f"{name}.ends")
+    first = graph.node("Sub", [ends, lengths], f"{name}.first")
+    real = graph.node("Cast", [mask], f"{name}.real", to=TensorProto.BOOL)
+    filling = graph.node("Unsqueeze", [first, graph.ints(1)], f"{name}.filling")  # [B, 1]
+    column = graph.node("Mod", [to_packed, columns], f"{name}.column")
     return Layout(
+        name=name,
         columns=columns,
         mask=mask,
         to_packed=to_packed,
         real=real,
-        to_padded=graph.node("Where", [real, places, filling], "layout.to_padded"),
-        positions=graph.node("Mod", [to_packed, columns], "layout.positions"),
+        to_padded=graph.node("Where", [real, places, filling], f"{name}.to_padded"),
+        column=column,
+        positions=positions or column,
         first=first,
     )
+
+
+def keep_tokens(graph: Graph, layout: Layout, kept: str, name: str) -> tuple[Layout, str]:
+    """Lay out the tokens that stay, in their order.
+
+    Args:
+        graph: the graph under construction.
+        layout: where the tokens stand.
+        kept: bool ``[T]``; true for one token of each row at least, its first where the head reads that.
+        name: what the new layout's values are named after.
+
+    Returns:
+        The new layout, its positions those of the tokens that stay; and which they are, int64 ``[T']``.
+    """
+    marks = graph.node("Cast", [kept], f"{name}.marks", to=TensorProto.INT64)
+    index = graph.reshape(graph.node("NonZero", [marks], f"{name}.nonzero_kept"), f"{name}.kept", -1)
+    padded = graph.node("Mul", [pad(graph, layout, marks, f"{name}.padded_marks"), layout.mask], f"{name}.real_marks")
+    counts = graph.node("ReduceSum", [padded, graph.ints(1)], f"{name}.kept_counts", keepdims=1)  # [B, 1]
+    positions = graph.node("Gather", [layout.positions, index], f"{name}.positions", axis=0)
+    return build_layout(graph, _mask_of(graph, counts, f"{name}.mask"), name, positions), index
+
+
+def keep_rows(graph: Graph, layout: Layout, rows: str, name: str) -> tuple[Layout, str]:
+    """Lay out the rows that stay, in the order in which they are named, trimmed to the longest of them.
+
+    Args:
+        graph: the graph under construction.
+        layout: where the tokens stand.
+        rows: int64 ``[B']``, which rows stay.
+        name: what the new layout's values are named after.
+
+    Returns:
+        The new layout, and which packed tokens its own are, int64 ``[T']``.
+    """
+    mask = graph.node("Gather", [layout.mask, rows], f"{name}.kept_rows", axis=0)
+    counts = graph.node("ReduceSum", [mask, graph.ints(1)], f"{name}.kept_counts", keepdims=1)  # [B', 1]
+    trimmed = _mask_of(graph, counts, f"{name}.mask")
+    flat = graph.reshape(trimmed, f"{name}.flat_kept", -1)
+    slots = graph.reshape(graph.node("NonZero", [flat], f"{name}.nonzero_kept"), f"{name}.slots", -1)
+    width = graph.node(
+        "Gather", [graph.node("Shape", [trimmed], f"{name}.trimmed_shape"), graph.ints(1)], f"{name}.width"
+    )
+    row = graph.node("Div", [slots, width], f"{name}.row")
+    starts = graph.node(
+        "Gather", [layout.first, graph.node("Gather", [rows, row], f"{name}.old_row")], f"{name}.starts"
+    )
+    index = graph.node("Add", [starts, graph.node("Mod", [slots, width], f"{name}.place")], f"{name}.kept")
+    positions = graph.node("Gather", [layout.positions, index], f"{name}.positions", axis=0)
+    return build_layout(graph, trimmed, name, positions), index
+
+
+def _mask_of(graph: Graph, counts: str, name: str) -> str:
+    """Write the mask of rows with ``counts`` tokens each, ``[B, 1] -> int64 [B, S]``, S the largest of them."""
+    longest = graph.node("ReduceMax", [counts], f"{name}.longest", keepdims=0)
+    places = graph.node("Range", [graph.int_scalar(0), longest, graph.int_scalar(1)], f"{name}.places")  # [S]
+    return graph.node("Cast", [graph.node("Less", [places, counts], f"{name}.real")], name, to=TensorProto.INT64)
 
 
 def pad(graph: Graph, layout: Layout, value: str, name: str) -> str:
@@ -98,15 +169,15 @@ def _head_places(graph: Graph, layout: Layout, blocks: int, first: int, heads: i
 
     def make(name: str) -> str:
         rows = graph.once(
-            "layout.padded_rows", lambda at: graph.node("Unsqueeze", [layout.to_padded, graph.ints(1)], at)
+            f"{layout.name}.padded_rows", lambda at: graph.node("Unsqueeze", [layout.to_padded, graph.ints(1)], at)
         )  # [B, 1, S]
         starts = graph.once(
-            f"layout.blocks.{blocks}", lambda at: graph.node("Mul", [rows, graph.int_scalar(blocks)], at)
+            f"{layout.name}.blocks.{blocks}", lambda at: graph.node("Mul", [rows, graph.int_scalar(blocks)], at)
         )
         offsets = graph.weight(f"{name}.offsets", np.arange(first, first + heads)[:, None])
         return graph.node("Add", [starts, offsets], name)
 
-    return graph.once(f"layout.heads.{blocks}.{first}.{heads}", make)
+    return graph.once(f"{layout.name}.heads.{blocks}.{first}.{heads}", make)
 
 
 def by_tokens(graph: Graph, layout: Layout, value: str, name: str, heads: int, head_width: int) -> str:
@@ -115,14 +186,14 @@ def by_tokens(graph: Graph, layout: Layout, value: str, name: str, heads: int, h
     def make(at: str) -> str:
         # Block of token t and head h: (row * H + h) * S + column, with t's slot = row * S + column.
         slots = graph.node("Mul", [layout.to_packed, graph.int_scalar(heads)], f"{at}.slots")
-        back = graph.node("Mul", [layout.positions, graph.int_scalar(heads - 1)], f"{at}.back")
+        back = graph.node("Mul", [layout.column, graph.int_scalar(heads - 1)], f"{at}.back")
         starts = graph.node(
             "Unsqueeze", [graph.node("Sub", [slots, back], f"{at}.flat"), graph.ints(1)], f"{at}.starts"
         )
         steps = graph.node("Mul", [graph.weight(f"{at}.heads", np.arange(heads)), layout.columns], f"{at}.steps")
         return graph.node("Add", [starts, steps], at)  # [T, H]
 
-    places = graph.once(f"layout.tokens.{heads}", make)
+    places = graph.once(f"{layout.name}.tokens.{heads}", make)
     blocks = graph.reshape(value, f"{name}.blocks", -1, head_width)
     return graph.reshape(graph.node("Gather", [blocks, places], f"{name}.heads", axis=0), name, -1, heads * head_width)
 
@@ -145,7 +216,9 @@ def attention_bias(graph: Graph, layout: Layout, pattern: AttentionPattern, firs
     """
 
     def make(name: str) -> str:
-        visible = graph.once("layout.keys", lambda at: graph.node("Unsqueeze", [layout.real, graph.ints(1, 2)], at))
+        visible = graph.once(
+            f"{layout.name}.keys", lambda at: graph.node("Unsqueeze", [layout.real, graph.ints(1, 2)], at)
+        )
         hidden = HIDDEN_PADDING
         if pattern.kind != "full":
             near = _near(graph, layout, pattern, name, first_only)
@@ -153,13 +226,20 @@ def attention_bias(graph: Graph, layout: Layout, pattern: AttentionPattern, firs
             hidden = HIDDEN_TOKEN
         return graph.node("Where", [visible, graph.float_scalar(0.0), graph.float_scalar(hidden)], name)
 
-    name = "layout.bias." + "_".join(str(part) for part in pattern.model_dump().values())
+    name = f"{layout.name}.bias." + "_".join(str(part) for part in pattern.model_dump().values())
     return graph.once(f"{name}.first" if pattern.kind != "full" and first_only else name, make)
 
 
+def padded_positions(graph: Graph, layout: Layout) -> str:
+    """Return each slot's position, int64 ``[B, S]``; made once."""
+    return graph.once(f"{layout.name}.padded_positions", lambda at: pad(graph, layout, layout.positions, at))
+
+
 def _near(graph: Graph, layout: Layout, pattern: AttentionPattern, name: str, first_only: bool) -> str:
-    positions = graph.once("layout.padded_positions", lambda at: pad(graph, layout, layout.positions, at))  # [B, S]
-    short = graph.once("layout.short_positions", lambda at: graph.node("Cast", [positions], at, to=6))  # S² of them
+    positions = padded_positions(graph, layout)
+    short = graph.once(
+        f"{layout.name}.short_positions", lambda at: graph.node("Cast", [positions], at, to=6)
+    )  # S² of them
     asking = short
     if first_only:
         asking = graph.node("Gather", [short, graph.ints(0)], f"{name}.asking", axis=1)

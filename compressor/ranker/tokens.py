@@ -32,8 +32,11 @@ class TokenLayout:
     first: Tensor
 
     @classmethod
-    def of(cls, mask: Tensor) -> TokenLayout:
-        """Lay out a batch from its attention mask ``[B, S]``; rows are padded on the right."""
+    def of(cls, mask: Tensor, positions: Tensor | None = None) -> TokenLayout:
+        """Lay out a batch from its attention mask ``[B, S]``; rows are padded on the right.
+
+        ``positions``: int64 ``[T]``, of tokens that stand elsewhere than at their position; by default they do not.
+        """
         mask = mask.bool()
         flat = mask.reshape(-1)
         counts = mask.sum(dim=1)
@@ -42,9 +45,37 @@ class TokenLayout:
             mask=mask,
             to_packed=to_packed,
             to_padded=(flat.long().cumsum(0) - 1).clamp(min=0),
-            positions=to_packed % mask.shape[1],
+            positions=to_packed % mask.shape[1] if positions is None else positions,
             first=counts.cumsum(0) - counts,
         )
+
+    def keep_tokens(self, kept: Tensor) -> tuple[TokenLayout, Tensor]:
+        """Lay out the tokens that stay, in their order.
+
+        Args:
+            kept: bool ``[T]``; true for one token of each row at least, its first where the head reads that.
+
+        Returns:
+            The new layout, its positions those of the tokens that stay; and which they are, int64 ``[T']``.
+        """
+        index = kept.nonzero().squeeze(1)
+        counts = self.mask.new_zeros(self.mask.shape, dtype=torch.long)
+        counts.view(-1)[self.to_packed[index]] = 1
+        return TokenLayout.of(_mask_of(counts.sum(dim=1)), self.positions[index]), index
+
+    def keep_rows(self, rows: Tensor) -> tuple[TokenLayout, Tensor]:
+        """Lay out the rows that stay, in the order in which they are named, trimmed to the longest of them.
+
+        Args:
+            rows: int64 ``[B']``, which rows stay.
+
+        Returns:
+            The new layout, and which packed tokens its own are, int64 ``[T']``.
+        """
+        mask = _mask_of(self.mask.sum(dim=1)[rows])
+        row, place = mask.nonzero(as_tuple=True)
+        index = self.first[rows[row]] + place
+        return TokenLayout.of(mask, self.positions[index]), index
 
     def pad(self, values: Tensor) -> Tensor:
         """Spread packed values ``[T, ...]`` to the padded view ``[B, S, ...]``; what padding holds is never read."""
@@ -59,6 +90,11 @@ class TokenLayout:
         rows = torch.div(self.to_packed, self.mask.shape[1], rounding_mode="floor")
         sums = values.new_zeros(self.mask.shape[0], values.shape[1]).index_add(0, rows, values)
         return sums / self.mask.sum(dim=1, keepdim=True)
+
+
+def _mask_of(counts: Tensor) -> Tensor:
+    """Return the mask of rows with ``counts`` tokens each, ``[B] -> bool [B, S]``, S the largest of them."""
+    return torch.arange(int(counts.max()), device=counts.device) < counts[:, None]
 
 
 class _Rows(torch.autograd.Function):

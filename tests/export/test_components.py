@@ -12,7 +12,7 @@ from compressor.export.attention import attention
 from compressor.export.graph import Graph
 from compressor.export.heads import head
 from compressor.export.layers import activate, feed_forward, layer, norm
-from compressor.export.layout import build_layout, first_tokens, pad, row_means
+from compressor.export.layout import build_layout, first_tokens, keep_rows, keep_tokens, pad, row_means
 from compressor.export.linears import Product, add_bias, fused_linears, linear, table
 from compressor.ranker.attention import Attention
 from compressor.ranker.heads import build_head
@@ -166,6 +166,33 @@ def test_layout_leads_to_the_padded_view_and_back(dialect):
     close(means, layout.row_means(torch.tensor(x)))
     firsts = run_component(dialect, inputs, lambda g: first_tokens(g, build_layout(g, "mask"), "x", "first"))
     assert np.array_equal(firsts, padded[:, 0])
+
+
+@pytest.mark.parametrize("what", ["tokens", "rows"])
+@pytest.mark.parametrize("spec", ATTENTIONS.values(), ids=ATTENTIONS)
+def test_attention_over_what_is_left_of_tokens_and_rows(dialect, spec, what):
+    """Rotary angles and windows go by the places that tokens had."""
+    module = Attention(spec, dropout=0.0)
+    weights = tensors(module, "a", scale=0.4)
+    mask = ragged_mask()
+    n_tokens = int(mask.sum())
+    x = values(n_tokens, WIDTH)
+    before = TokenLayout.of(torch.tensor(mask))
+    kept = np.random.default_rng(3).random(n_tokens) < 0.6
+    kept[before.first.numpy()] = True
+    chosen = {"tokens": kept, "rows": np.array([len(mask) - 1, 0, 2], dtype=np.int64)}[what]
+    shrink = {"tokens": (TokenLayout.keep_tokens, keep_tokens), "rows": (TokenLayout.keep_rows, keep_rows)}[what]
+    after, index = shrink[0](before, torch.tensor(chosen))
+
+    def write(graph):
+        layout, kept = shrink[1](graph, build_layout(graph, "mask"), "chosen", "less")
+        left = graph.node("Gather", ["x", kept], "left", axis=0)
+        return add_bias(graph, "sum", attention(graph, "a", "a", spec, weights, left, layout, False))
+
+    found = run_component(dialect, {"mask": mask, "x": x, "chosen": chosen}, write)
+    assert after.mask.shape[1] == after.mask.sum(dim=1).max()
+    assert len(index) == int(after.mask.sum())
+    close(found, module(torch.tensor(x)[index], after))
 
 
 def run_attention(dialect, spec, mask, x, weights, first_only):
