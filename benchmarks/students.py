@@ -9,6 +9,9 @@ but the first, whose bound resamples the queries of each. Curves of training, on
 Variants share their stages: what two of them begin with is done once. Killed? Start it again: stored stages,
 checkpoints and scores are used.
 
+A study may name `series`: a name, and the variants that are one way to fewer multiply-adds. Each becomes a curve of the
+loss over the multiply-adds.
+
     python benchmarks/students.py benchmarks/studies/objectives.yaml --out runs/objectives
 """
 
@@ -40,12 +43,14 @@ from compressor.export import export_folder
 from compressor.families import load_teacher
 from compressor.pipeline import run_passes
 from compressor.prepare import RESOLVED, Prepared, prepare
+from compressor.ranker.cost import macs
 from compressor.ranker.ranker import Ranker
 from compressor.storage import write_json, write_whole
 
 MEASURE = "nDCG@10"
 TEACHER = "teacher"
 LEVEL = 0.05
+TOKENS = 96  # of the pair whose multiply-adds are counted
 PLOTTED = {"dev/": "high", "loss": None}  # prefix of a curve's name → which end of a dev curve is best
 Scored = Mapping[str, Mapping[str, np.ndarray]]  # collection → query → scores
 
@@ -64,7 +69,7 @@ def main() -> int:
     write_json(arguments.out / f"{arguments.study.stem}.json", result)
     text = report(result)
     write_whole(arguments.out / f"{arguments.study.stem}.md", text)
-    for name, svg in plots(result).items():
+    for name, svg in {**plots(result), **series_plots(result, study.get("series", {}))}.items():
         write_whole(arguments.out / f"{arguments.study.stem}_{name}.svg", svg)
     print(text)
     return 0
@@ -85,6 +90,7 @@ def run(name: str, prepared: Mapping[str, Prepared], out: Path, threads: int) ->
             RowSpec(name=row, folder=folder), tests, settings, threads=threads, cache=out / _slug(row) / "scores"
         )
 
+    whole = macs(teacher().spec, TOKENS)
     reference = scored(TEACHER, teacher())
     rows: dict[str, Any] = {TEACHER: {"quality": _quality(tests, reference, reference)}}
     for variant, one in prepared.items():
@@ -99,6 +105,7 @@ def run(name: str, prepared: Mapping[str, Prepared], out: Path, threads: int) ->
                  "seconds": record.notes["training_s"], "curves": record.series}
                 for record in records if record.series
             ],
+            "macs_share": macs(ranker.spec, TOKENS) / whole,
             "quality": _quality(tests, scored(variant, ranker), reference),
         }  # fmt: skip
     return {
@@ -210,6 +217,26 @@ def plots(result: Mapping[str, Any]) -> dict[str, str]:
     return drawn
 
 
+def series_plots(result: Mapping[str, Any], series: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Return SVGs of the loss of each series over multiply-adds: on the first test collection, and on the others."""
+    first = next(iter(result["tests"]))
+    drawn = {}
+    for name, where in ((first, first), ("mean of the others", "others")) if series else ():
+        curves = [
+            Curve(name=one, points=sorted(
+                (100 * row["macs_share"], row["quality"][name]["loss_percent"])
+                for row in (result["rows"][variant] for variant in variants)
+            ))
+            for one, variants in series.items()
+        ]  # fmt: skip
+        svg = line_plot(
+            curves, title=f"{result['study']}: {name}", x_name="% of the multiply-adds",
+            y_name=f"loss of {MEASURE} in %",
+        )  # fmt: skip
+        drawn[f"macs_{where.split('/')[0]}"] = standalone(svg)
+    return drawn
+
+
 def _study(path: Path) -> dict[str, Any]:
     try:
         study = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -217,6 +244,9 @@ def _study(path: Path) -> dict[str, Any]:
         raise InputError(Fault(source=path, found=f"no study ({error})", allowed="a recipe with variants")) from None
     if not isinstance(study, dict) or not isinstance(study.get("variants"), dict) or not study["variants"]:
         raise InputError(Fault(source=path, where="variants", found="none", allowed="lists of passes by name"))
+    unknown = {one for names in study.get("series", {}).values() for one in names} - set(study["variants"])
+    if unknown:
+        raise InputError(Fault(source=path, where="series", found=sorted(unknown)[0], allowed="names of variants"))
     return study
 
 
@@ -225,7 +255,7 @@ def _prepared(path: Path, study: Mapping[str, Any], name: str, out: Path) -> Pre
 
     The recipe lies in the study's folder, whose relative paths it has, for as long as it is read.
     """
-    recipe = {key: value for key, value in study.items() if key != "variants"}
+    recipe = {key: value for key, value in study.items() if key not in ("variants", "series")}
     own = path.with_name(f".{path.stem}-{_slug(name)}.yaml")
     write_whole(own, yaml.safe_dump({**recipe, "passes": study["variants"][name]}, sort_keys=False))
     try:
