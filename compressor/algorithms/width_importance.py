@@ -1,4 +1,4 @@
-"""What it would cost a ranker's order to lose heads and neurons: five importances and one prediction, one interface.
+"""What it would cost a ranker's order to lose heads and neurons: six importances and one prediction, one interface.
 
 Each gives, for every layer, the order in which its heads and neurons deserve to stay, and the loss when only the first
 so many of them do. Losses of one importance can be compared between layers, and between heads and neurons.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, get_args
 
 import torch
@@ -16,14 +17,15 @@ from torch import Tensor
 from compressor.algorithms.calibration import CalibrationBatch
 from compressor.algorithms.folding import Inputs, measure_inputs
 from compressor.algorithms.linear_fits import Moments, in_telling_order
+from compressor.algorithms.query_clusters import means_by_cluster
 from compressor.algorithms.score_gradients import ScoreGradients, measure_score_gradients, rank_centered
 from compressor.progress import progress
 from compressor.ranker.ranker import Ranker
 from compressor.ranker.spec import RankerSpec
 
-Importance = Literal["predicted", "fisher", "taylor", "hessian", "wanda", "magnitude"]
+Importance = Literal["predicted", "fisher", "clustered", "taylor", "hessian", "wanda", "magnitude"]
 IMPORTANCES: tuple[Importance, ...] = get_args(Importance)
-NEEDS_GRADIENTS = frozenset({"predicted", "fisher", "taylor"})
+NEEDS_GRADIENTS = frozenset({"predicted", "fisher", "clustered", "taylor"})
 NEEDS_INPUTS = frozenset({"predicted", "hessian", "wanda"})
 
 _NEURONS_AT_ONCE = 4
@@ -81,6 +83,15 @@ class Evidence:
             raise ValueError("this importance needs gradients of scores (NEEDS_GRADIENTS)")
         return self.gradients
 
+    @cached_property
+    def shares_by_cluster(self) -> list[dict[str, Tensor]]:
+        """Return for each layer and part ``[clusters, units]``, what each unit is of all that a cluster needs."""
+        parts = ("attention.output", "ffn.down")
+        found = {(i, part): _fisher_by_query(self, i, part) for i in range(len(self.spec.layers)) for part in parts}
+        means = means_by_cluster(torch.cat(list(found.values()), dim=1))
+        split = dict(zip(found, means.split([one.shape[1] for one in found.values()], dim=1), strict=True))
+        return [{part: split[index, part] for part in parts} for index in range(len(self.spec.layers))]
+
 
 def measured_evidence(
     ranker: Ranker, batches: Sequence[CalibrationBatch], queries: Sequence[str], importance: Importance,
@@ -115,6 +126,9 @@ def ranked_widths(importance: Importance, evidence: Evidence) -> tuple[list[Rank
     (`compressor.algorithms.folding`): the errors of a block's output, weighed by the gradients of scores. It looks at
     what parts share, where the others add up parts as if each were alone.
     ``fisher``: the mean square of a mask's gradient, rank-centered (Kwon et al., arXiv 2204.09656).
+    ``clustered``: the same for each kind of queries (`compressor.algorithms.query_clusters`), as a share of all that
+    the kind needs, and of these the largest: a unit stays that one kind alone needs (after X-Pruner, arXiv 2303.04935,
+    whose classes a ranker does not have).
     ``taylor``: the mean size of the same (Michel et al., arXiv 1905.10650).
     ``hessian``: the error of a block's output when the others make up for it, one at a time (Optimal Brain Surgeon).
     ``wanda``: the size of what a part writes (arXiv 2306.11695, summed over a part).
@@ -163,6 +177,19 @@ def _fisher(evidence: Evidence, index: int, part: str, _: int) -> Tensor:
     return (weights[:, None] * centered.square()).sum(dim=0)
 
 
+def _fisher_by_query(evidence: Evidence, index: int, part: str) -> Tensor:
+    """Return the same for each query alone, ``[queries, units]``."""
+    centered, weights = _mask_gradients(evidence, index, part)
+    names = {query: number for number, query in enumerate(dict.fromkeys(evidence.queries))}
+    rows = torch.tensor([names[query] for query in evidence.queries])
+    return torch.zeros(len(names), centered.shape[1]).index_add_(0, rows, weights[:, None] * centered.square())
+
+
+def _clustered(evidence: Evidence, index: int, part: str, _: int) -> Tensor:
+    shares = evidence.shares_by_cluster
+    return shares[index][part].max(dim=0).values
+
+
 def _taylor(evidence: Evidence, index: int, part: str, _: int) -> Tensor:
     centered, weights = _mask_gradients(evidence, index, part)
     return (weights[:, None] * centered.abs()).sum(dim=0)
@@ -206,6 +233,7 @@ def _magnitude(evidence: Evidence, index: int, part: str, group: int) -> Tensor:
 
 _MEASURES: Mapping[str, Callable[[Evidence, int, str, int], Tensor]] = {
     "fisher": _fisher,
+    "clustered": _clustered,
     "taylor": _taylor,
     "hessian": _hessian,
     "wanda": _wanda,

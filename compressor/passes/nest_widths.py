@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from compressor.ranker.encoder import Encoder
     from compressor.ranker.ranker import Ranker
 
-Order = Literal["fisher", "taylor", "predicted", "hessian", "wanda", "magnitude", "as_it_is"]
+Order = Literal["fisher", "clustered", "taylor", "predicted", "hessian", "wanda", "magnitude", "as_it_is"]
 
 
 def _from_the_whole(shares: tuple[float, ...]) -> tuple[float, ...]:

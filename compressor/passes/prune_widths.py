@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from compressor.algorithms.width_importance import Evidence, Ranking
     from compressor.ranker.ranker import Ranker
 
-Importance = Literal["predicted", "fisher", "taylor", "hessian", "wanda", "magnitude"]
+Importance = Literal["predicted", "fisher", "clustered", "taylor", "hessian", "wanda", "magnitude"]
 
 
 @register("prune_widths")
@@ -45,7 +45,8 @@ class PruneWidths(Pass):
 
     ``budget``: the share that stays, of ``macs``, ``parameters`` or measured ``latency``.
     ``importance``: how units are ranked: ``predicted``, by what scores would lose when the rest makes up for a unit;
-    ``fisher`` and ``taylor``, by gradients; ``hessian``, ``wanda``, ``magnitude``.
+    ``fisher`` and ``taylor``, by gradients; ``clustered``, by those of the kind of queries that needs a unit most;
+    ``hessian``, ``wanda``, ``magnitude``.
     ``rearrange``: swap units of a layer that matter together; only with importances that judge units one by one by
     gradients, ``fisher`` and ``taylor``.
     ``compensate``: ``refit``, new output matrices by regression, layer by layer; ``rescale``, one factor for each unit;
