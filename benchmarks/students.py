@@ -35,7 +35,7 @@ from compressor.bench.plot_curves import Curve, line_plot, standalone
 from compressor.bench.quality import evaluate
 from compressor.bench.rows import RowSpec
 from compressor.bench.scoring import score_data
-from compressor.bench.significance import resample_mean
+from compressor.bench.significance import RESAMPLES, resample_mean
 from compressor.console import say
 from compressor.data import RankingData
 from compressor.errors import Fault, InputError, RankpressError
@@ -133,7 +133,8 @@ def _quality(tests: Sequence[RankingData], scores: Scored, reference: Scored) ->
         own, theirs = (evaluate(data, each[data.name], [MEASURE]).per_query[MEASURE] for each in (scores, reference))
         percent = 100 / float(theirs.mean())
         sample = resample_mean((theirs - own) * percent)
-        resampled.append(np.random.default_rng(0).permutation(sample.resampled))
+        drawn = np.broadcast_to(sample.resampled, RESAMPLES)  # equal differences are resampled once
+        resampled.append(np.random.default_rng(0).permutation(drawn))
         taus = [
             kendalltau(scores[data.name][query], values).statistic
             for query, values in reference[data.name].items() if len(values) > 1
