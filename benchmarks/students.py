@@ -108,6 +108,7 @@ def run(name: str, prepared: Mapping[str, Prepared], out: Path, threads: int) ->
             "macs_share": macs(ranker.spec, TOKENS) / whole,
             "quality": _quality(tests, scored(variant, ranker), reference),
         }  # fmt: skip
+        say(", ".join(f"{test}: {_cell(one, is_teacher=False)}" for test, one in rows[variant]["quality"].items()))
     return {
         "schema": 1,
         "study": name,

@@ -198,6 +198,20 @@ def test_failed_parity_leaves_the_old_folder(fault, tiny_ranker, tiny_pairs, tmp
     assert names_in(tmp_path) == {"model/old"}
 
 
+def test_what_a_ranker_magnifies_of_rounding_is_allowed_and_no_more(tiny_ranker, tiny_pairs, tmp_path, monkeypatch):
+    name = "head.output.weight"
+    loud = tiny_ranker.changed(weights={**tiny_ranker.weights, name: 1e5 * tiny_ranker.weights[name]})
+    report = export_folder(loud, tmp_path / "model", manifest={}, calibration_pairs=tiny_pairs, int8_companion=False)
+    assert all(1e-4 < parity.max_difference <= parity.allowed_max for parity in report.parity)
+
+    def broken(spec, weights, dialect):
+        return write_graph(spec, {**weights, name: weights[name] * (1 + 1e-4)}, dialect)
+
+    monkeypatch.setattr(folder_module, "write_graph", broken)
+    with pytest.raises(RunError, match="does not score as the ranker does"):
+        export_folder(loud, tmp_path / "model", manifest={}, calibration_pairs=tiny_pairs, int8_companion=False)
+
+
 def test_broken_int8_graph_fails_although_its_tolerance_is_wider(tiny_ranker, tiny_pairs, tmp_path, monkeypatch):
     ranker = tiny_ranker.changed(spec=round_spec(tiny_ranker.spec, Int8Dynamic(), Int8Rows()))
 
