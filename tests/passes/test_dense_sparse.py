@@ -10,6 +10,7 @@ import torch
 from compressor.errors import InputError
 from compressor.passes import PlanError
 from compressor.passes.dense_sparse import DenseSparse
+from compressor.ranker.cost import macs, parameters
 from compressor.ranker.forms import layer_linears
 from compressor.ranker.linears import Linear
 from compressor.ranker.spec import DenseSparseForm, LinearSpec
@@ -44,6 +45,13 @@ def test_no_more_bytes_are_stored_than_the_share(whole, tiny_data, share, blocks
         assert n_bytes == linear.form.stored_bytes(linear.inputs, linear.outputs)
         # One atom more would have been too many.
         assert share - 0.2 < n_bytes / (4 * linear.inputs * linear.outputs) <= share
+
+
+def test_floats_are_counted_as_stored_and_products_as_computed(whole, tiny_data):
+    small = applied(step_of(epochs=0, sweeps=0), whole, tiny_data)
+    n_floats = sum(tensor.numel() for tensor in small.weights.values() if tensor.is_floating_point())
+    assert parameters(small.spec) == n_floats < parameters(whole.spec)
+    assert macs(small.spec, 20) == macs(whole.spec, 20)
 
 
 def test_learned_codes_beat_frozen_ones(whole, tiny_data):
@@ -92,7 +100,7 @@ def test_gradients_reach_codes_that_are_not_used_until_the_choice_is_frozen():
     expected = 2 * part.matrix().detach()[None] @ part.atoms.transpose(1, 2)  # as if all were used
     torch.testing.assert_close(part.latent.grad, expected.detach())
     with torch.no_grad():
-        part.latent += 0.01 * torch.randn(part.latent.shape)
+        part.latent.add_(0.01 * torch.randn(part.latent.shape))
     before = part.matrix().detach()
     assert (part.latent != 0).all()
     part.after_step()
@@ -101,7 +109,7 @@ def test_gradients_reach_codes_that_are_not_used_until_the_choice_is_frozen():
     assert (part.latent != 0).sum() == 16
     torch.testing.assert_close(part.matrix(), before)
     with torch.no_grad():
-        part.latent += 10.0
+        part.latent.add_(10.0)
     part.after_step()
     assert torch.equal(part.latent != 0, part.support)
 
@@ -110,7 +118,7 @@ def test_gradients_reach_codes_that_are_not_used_until_the_choice_is_frozen():
 def test_what_settles_stands_for_the_same_matrix(frozen_share):
     part = straight_through_linear(frozen_share)
     with torch.no_grad():
-        part.latent += 0.3 * torch.randn(part.latent.shape)
+        part.latent.add_(0.3 * torch.randn(part.latent.shape))
     for _ in range(3):
         part.after_step()
     plain = Linear(part.spec)

@@ -42,6 +42,8 @@ def guided(n_steps: int = 10, share: float = 0.5) -> GuidedLinear:
 
 def test_the_matrix_fades_like_a_cosine_and_is_gone_after_its_share():
     part, values = guided(), torch.randn(7, 6)
+    assert part.bias is not None
+    assert part.guide_bias is not None
     whole = values @ part.guide_weight.T + part.guide_bias
     thin = values @ (part.up @ part.down).T + part.bias
     seen = []
@@ -56,6 +58,8 @@ def test_the_matrix_fades_like_a_cosine_and_is_gone_after_its_share():
 
 def test_parts_of_a_linear_are_guided_too():
     part, values = guided(), torch.randn(7, 6)
+    assert part.bias is not None
+    assert part.guide_bias is not None
     part.after_step()
     torch.testing.assert_close(part(values, outputs=3), part(values)[:, :3])
     few = part.guide * (values[:, :5] @ part.guide_weight[:, :5].T + part.guide_bias)

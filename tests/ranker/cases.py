@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from compressor.ranker.forms import with_forms
 from compressor.ranker.spec import (
     AttentionPattern,
     AttentionSpec,
     CausalPattern,
     ClassifierHead,
-    DenseSparseForm,
     EmbeddingsSpec,
     FeedForwardSpec,
     LayerSpec,
@@ -27,9 +25,6 @@ from tests.tiny import FFN_WIDTH, HEADS, WIDTH, tiny_layer, tiny_spec
 _BERT = tiny_spec()
 _NORM = NormSpec(epsilon=1e-5)
 _RMS = NormSpec(kind="rms", epsilon=1e-6, bias=False)
-
-
-_CODES = DenseSparseForm(codes="rows", atoms=6, nonzeros=3)
 
 
 def linear(inputs: int = WIDTH, outputs: int = WIDTH, rank: int | None = None, bias: bool = True) -> LinearSpec:
@@ -182,16 +177,6 @@ SPECS: dict[str, RankerSpec] = {
     ),
     "last_without_attention": of_layers(tiny_layer(), tiny_layer(attention=None)),
     "low_rank": of_layers(*[tiny_layer(attention=attention(rank=3), ffn=feed_forward(rank=5, gated=True))] * 2),
-    "dense_sparse": with_forms(
-        of_layers(*[tiny_layer(ffn=feed_forward(gated=True))] * 2),
-        {
-            "layers.0.attention.query": _CODES,
-            "layers.0.ffn.up": _CODES,
-            "layers.0.ffn.down": _CODES.changed(codes="columns", blocks=2),
-            "layers.1.attention.key": _CODES.changed(blocks=4, nonzeros=1),
-            "layers.1.attention.output": _CODES.changed(codes="columns", atoms=300),
-        },
-    ),
     "exits": with_exits(of_layers(*[tiny_layer()] * 3), _FIRST_EXIT, _MEAN_EXIT),
     "exits_pre_norm": with_exits(of_layers(_PRE, _PRE, _PRE, final_norm=_RMS), None, _MEAN_EXIT),
     "exits_modernbert": with_exits(_modernbert(), _FIRST_EXIT, _MEAN_EXIT),
