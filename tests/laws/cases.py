@@ -212,7 +212,7 @@ _FACTORIZE = ("dense_sparse", "factorize", "learn_factors")
 _NEED_WHOLE = (
     "learn_widths", "linearize_layers", "merge_adapters", "nest_widths", "prune_greedily", "prune_widths",
 )  # fmt: skip
-_CUT_ROWS = ("cut_nested", "fold_norms", "subclone")
+_CUT_ROWS = ("cut_nested", "fold_norms", "prune_greedily", "prune_widths", "subclone")
 _OTHERS = "name other linears"
 _WHOLE = "put {} before what factorizes"
 _CUTS = "put merge_adapters before all that cuts"
@@ -259,6 +259,7 @@ FORBIDDEN = {
 FORBIDDEN_BY_HISTORY = {
     ("distill", "cut_nested"): "distill behind nest_widths",
     ("finetune", "cut_nested"): "finetune behind nest_widths",
+    ("learn_factors", "cut_nested"): "learn_factors behind nest_widths",
     ("learn_widths", "cut_nested"): "learn_widths behind nest_widths",
     ("linearize_layers", "cut_nested"): "neurons that were cut since nest_widths",
     ("prune_greedily", "cut_nested"): "neurons that were cut since nest_widths",

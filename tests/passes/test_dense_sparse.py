@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from compressor.algorithms.sparse_coding import as_atoms_and_codes
 from compressor.errors import InputError
 from compressor.passes import PlanError
 from compressor.passes.dense_sparse import DenseSparse
@@ -55,16 +56,41 @@ def test_floats_are_counted_as_stored_and_products_as_computed(whole, tiny_data)
 
 
 def test_learned_codes_beat_frozen_ones(whole, tiny_data):
-    """From the same start, with as many steps: alone which atoms are used is frozen, values and atoms learn in both."""
-    start = applied(step_of(epochs=0), whole, tiny_data)
-    frozen = distilled(start, whole, tiny_data, **LOSSES, learning_rate=3e-3, epochs=30)
-    learned = applied(step_of(epochs=30), whole, tiny_data)
+    """From the same coarse start, with as many steps: values and atoms learn in both, the choice of atoms in one."""
+    coarse: dict[str, Any] = {"share": 0.6, "nonzeros": 0.5, "sweeps": 0}
+    start = applied(step_of(epochs=0, **coarse), whole, tiny_data)
+    quick: dict[str, Any] = {"learning_rate": 2e-2, "epochs": 10}
+    frozen = distilled(start, whole, tiny_data, **LOSSES, **quick)
+    learned = applied(step_of(**coarse, **quick), whole, tiny_data)
     assert learned.spec == start.spec
     begin, before, after = (score_rmse(one, whole, tiny_data) for one in (start, frozen, learned))
-    assert after < before < begin
+    assert after < 0.95 * before < 0.5 * begin
     names = [name for name in start.weights if name.endswith(".indices")]
     assert all(torch.equal(frozen.weights[name], start.weights[name]) for name in names)
-    assert not all(torch.equal(learned.weights[name], start.weights[name]) for name in names)
+    assert not any(torch.equal(learned.weights[name], start.weights[name]) for name in names)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_learned_codes_come_nearer_to_a_matrix(seed):
+    """The same for one matrix and plain least squares, where nothing else can make the difference."""
+    form = DenseSparseForm(codes="rows", atoms=12, nonzeros=3)
+    wanted = torch.randn(40, 10, generator=torch.Generator().manual_seed(seed))
+    stored, missed = as_atoms_and_codes(wanted, form, sweeps=0, seed=seed)
+    n_steps, errors = 300, []
+    for learns in (False, True):
+        part = Linear(LinearSpec(inputs=10, outputs=40, form=form, bias=False))
+        part.load_state_dict(stored)
+        part = StraightThroughLinear(part, n_steps, frozen_share=0.2) if learns else part
+        optimizer = torch.optim.AdamW(part.parameters(), lr=3e-3, weight_decay=0)
+        for step in range(n_steps):
+            optimizer.param_groups[0]["lr"] = 3e-3 * (1 - step / n_steps)
+            optimizer.zero_grad()
+            ((part.matrix() - wanted).square().sum() / wanted.square().sum()).backward()
+            optimizer.step()
+            if isinstance(part, StraightThroughLinear):
+                part.after_step()
+        errors.append(float((part.matrix() - wanted).detach().square().sum() / wanted.square().sum()))
+    assert errors[1] < 0.95 * errors[0] < missed
 
 
 @pytest.mark.parametrize("ema", [None, 0.5])
