@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from hypothesis import settings
@@ -18,6 +18,7 @@ from compressor.ranker.spec import (
     CausalPattern,
     ClassifierHead,
     DenseForm,
+    DenseSparseForm,
     EmbeddingsSpec,
     Family,
     FeedForwardSpec,
@@ -27,6 +28,7 @@ from compressor.ranker.spec import (
     Int8Dynamic,
     Int8Rows,
     LayerSpec,
+    LinearForm,
     LinearMapSpec,
     LinearSpec,
     LowRankForm,
@@ -66,15 +68,30 @@ class Parts:
         self.seven_bits = seven_bits
 
     def linear(self, inputs: int, outputs: int) -> LinearSpec:
-        rank = self.draw(st.one_of(st.none(), st.none(), st.integers(1, 6)))
         is_int8 = self.int8 and self.draw(st.sampled_from([True, True, False]))
         reduce_range = self.seven_bits or self.draw(st.booleans())
         return LinearSpec(
             inputs=inputs,
             outputs=outputs,
             bias=self.draw(st.booleans()),
-            form=LowRankForm(rank=rank) if rank else DenseForm(),
+            form=self.form(inputs, outputs),
             precision=Int8Dynamic(reduce_range=reduce_range) if is_int8 else Float32(),
+        )
+
+    def form(self, inputs: int, outputs: int) -> LinearForm:
+        kind = self.draw(st.sampled_from(["dense", "dense", "dense", "dense", "low_rank", "low_rank", "dense_sparse"]))
+        if kind == "low_rank":
+            return LowRankForm(rank=self.draw(st.integers(1, 6)))
+        if kind == "dense":
+            return DenseForm()
+        codes: Literal["rows", "columns"] = self.draw(st.sampled_from(["rows", "columns"]))
+        length = inputs if codes == "rows" else outputs
+        atoms = self.draw(st.sampled_from([1, 3, 5, 300]))
+        return DenseSparseForm(
+            codes=codes,
+            atoms=atoms,
+            nonzeros=self.draw(st.integers(1, min(4, atoms))),
+            blocks=self.draw(st.sampled_from([each for each in (1, 2, 3) if length % each == 0])),
         )
 
     def table(self, rows: int, width: int) -> TableSpec:
@@ -188,7 +205,9 @@ class Case:
         for name, tensor in weights.items():
             if tensor.dim() == 1:
                 weights[name] = tensor + 0.2 * torch.randn(tensor.shape, generator=generator)
-            elif not name.startswith("embeddings.") or "project" in name:
+            elif name.endswith(".atoms"):
+                weights[name] = tensor / tensor.shape[2] ** 0.5  # as one row of a matrix; what codes add is of size one
+            elif tensor.is_floating_point() and (not name.startswith("embeddings.") or "project" in name):
                 weights[name] = tensor / tensor.shape[1] ** 0.5
         return weights
 

@@ -12,10 +12,11 @@ from compressor.algorithms.absent_blocks import OUTPUTS, place_of_constant
 from compressor.algorithms.calibration import CalibrationBatch, run_layers
 from compressor.algorithms.folding import Inputs
 from compressor.algorithms.linear_fits import Moments, prediction
+from compressor.algorithms.low_rank import decomposed
 from compressor.algorithms.subcloning import Kept
 from compressor.progress import progress
 from compressor.ranker.encoder import Encoder
-from compressor.ranker.spec import LayerSpec, LinearMapSpec
+from compressor.ranker.spec import LayerSpec, LinearMapSpec, LowRankForm
 
 MOST_SCALE = 10.0  # a larger one fits noise
 
@@ -145,18 +146,29 @@ def _refit(
     whole: Any, small: Any, kind: str, theirs: Sequence[Tensor], own: Sequence[Tensor],
     batches: Sequence[CalibrationBatch], found: dict[str, Tensor], name: str,
 ) -> tuple[list[Tensor], list[Tensor]]:  # fmt: skip
-    """Fit one block's output matrix; returns the states behind it, the whole ranker's and the cut one's."""
+    """Fit one block's output matrix; returns the states behind it, the whole ranker's and the cut one's.
+
+    Of a low-rank matrix the factors, by reduced-rank regression: the least-squares matrix, its results projected on
+    their principal components.
+    """
     wanted = _sums(whole, kind, theirs, batches)
     output = _output(small, kind)
     moments = Moments()
     for sums, values, batch in zip(wanted, own, batches, strict=True):
         read, _ = _block(small, kind, values, batch)
         moments.add(torch.cat([read, sums - values], dim=1))
-    width = output.weight.shape[1]
-    factors, constants = prediction(moments, torch.arange(width), centered=output.bias is not None)
-    output.weight.data = found[f"{name}.weight"] = factors[width:].contiguous()
-    if output.bias is not None:
-        output.bias.data = found[f"{name}.bias"] = constants[width:].contiguous()
+    width, has_bias = output.spec.inputs, output.bias is not None
+    factors, constants = prediction(moments, torch.arange(width), centered=has_bias)
+    matrix, bias = factors[width:].contiguous(), constants[width:].contiguous()
+    if isinstance(output.spec.form, LowRankForm):
+        read = moments.second(centered=has_bias)[:width, :width]
+        up, down = decomposed(matrix, read).factors(output.spec.form.rank)
+        bias = bias + (matrix - up @ down) @ moments.mean[:width].float()
+        output.up.data, output.down.data = found[f"{name}.up"], found[f"{name}.down"] = up, down
+    else:
+        output.weight.data = found[f"{name}.weight"] = matrix
+    if has_bias:
+        output.bias.data = found[f"{name}.bias"] = bias
     fitted = _sums(small, kind, own, batches)
     return [_behind(whole, kind, sums) for sums in wanted], [_behind(small, kind, sums) for sums in fitted]
 

@@ -10,6 +10,7 @@ from compressor.export.heads import head
 from compressor.export.layers import layer, norm
 from compressor.export.layout import Layout, build_layout, row_means
 from compressor.export.linears import Weights, add_bias, linear, table
+from compressor.ranker.dense_sparse import expanded
 from compressor.ranker.spec import EmbeddingsSpec, RankerSpec
 
 
@@ -26,7 +27,8 @@ def write_graph(spec: RankerSpec, weights: Weights, dialect: Dialect = "ort") ->
         (int64 ``[batch, sequence]``), and the float32 output ``logits`` ``[batch, 1]`` or ``embedding``
         ``[batch, width]``.
     """
-    weights = {name: tensor.detach() for name, tensor in weights.items()}
+    # A product with sparse codes would be made of gathers: benchmarks/dense_sparse_speed.py tells what these cost.
+    spec, weights = expanded(spec, {name: tensor.detach() for name, tensor in weights.items()})
     graph = Graph(dialect, max_length=spec.max_length)
     layout = build_layout(graph, "attention_mask")
     values = embeddings(graph, spec.embeddings, weights, layout)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from compressor.errors import RunError
-from compressor.ranker.spec import DenseForm, RankerSpec
+from compressor.ranker.spec import DenseForm, DenseSparseForm, RankerSpec
 from compressor.records import Record
 
 if TYPE_CHECKING:
@@ -241,6 +241,32 @@ def refuse_factorized_outputs(spec: RankerSpec, verb: str, setting: str = "") ->
             raise PlanError(
                 f"layer {index} with factorized matrices", fix=f"put {verb} before what factorizes", setting=setting
             )
+
+
+def refuse_factorized(spec: RankerSpec, verb: str) -> None:
+    """Refuse to change whole matrices where layers have factors in their place.
+
+    Raises:
+        PlanError: names the first linear.
+    """
+    from compressor.ranker.forms import layer_linears
+
+    for name, linear in layer_linears(spec).items():
+        if not isinstance(linear.form, DenseForm):
+            raise PlanError(f"{name}, of which there are factors alone", fix=f"put {verb} before what factorizes")
+
+
+def refuse_sparse_codes(spec: RankerSpec, verb: str) -> None:
+    """Refuse to cut rows or columns of matrices that are stored as atoms and sparse codes.
+
+    Raises:
+        PlanError: names the first linear.
+    """
+    from compressor.ranker.cost import linears_of
+
+    for name, linear in linears_of(spec):
+        if isinstance(linear.form, DenseSparseForm):
+            raise PlanError(f"{name}, stored as atoms and sparse codes", fix=f"put {verb} before dense_sparse")
 
 
 def at_most_its_parameters(result: Ranker) -> list[Promise]:

@@ -149,7 +149,7 @@ class TrainingPass(TrainingSettings, Pass):
             key=sha256_json([self.verb, self.model_dump(mode="json"), dict(self.fingerprints()), ranker.fingerprint]),
         )
         _report(result, supply)
-        return ranker.changed(weights=result.weights)
+        return ranker.changed(weights=objective.settled(result.weights))
 
     def _ask(self, teachers: Sequence[Teacher], standardize: bool, source: ListSource, supply: Supply) -> None:
         """Have the teachers score what training will see, and nothing else."""

@@ -10,7 +10,8 @@ from pydantic import Field, PositiveInt, model_validator
 
 from compressor.algorithms.budgets import BudgetError, shared_out
 from compressor.passes.contract import PlanError
-from compressor.ranker.cost import linears_of, macs
+from compressor.ranker.cost import linear_weights, macs
+from compressor.ranker.forms import layer_linears
 from compressor.ranker.narrowing import narrowed
 from compressor.ranker.spec import LayerSpec, RankerSpec
 from compressor.records import Record
@@ -68,8 +69,7 @@ class Budget(Record):
         """Return what is limited of a spec, for pairs of ``n_tokens``: multiply-adds where latency is not timed yet."""
         if self.parameters is None:
             return macs(spec, n_tokens)
-        in_layers = [linear for name, linear in linears_of(spec.without_exits()) if name.startswith("layers.")]
-        return sum(linear.inputs * linear.outputs for linear in in_layers)
+        return sum(map(linear_weights, layer_linears(spec).values()))
 
 
 class Widths(NamedTuple):

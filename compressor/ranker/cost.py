@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from compressor.ranker.spec import ClassifierHead, LinearSpec, LowRankForm, NormSpec, RankerSpec, TableSpec
+from compressor.ranker.spec import (
+    ClassifierHead,
+    DenseSparseForm,
+    LinearSpec,
+    LowRankForm,
+    NormSpec,
+    RankerSpec,
+    TableSpec,
+)
 
 
 def parameters(spec: RankerSpec) -> int:
     """Return the number of stored weights, biases and norm parameters, those of exits among them."""
     tables = sum(table.rows * table.width for _, table in tables_of(spec))
-    linears = sum(linear_macs(linear) + linear.outputs * linear.bias for _, linear in linears_of(spec))
+    linears = sum(linear_weights(linear) + linear.outputs * linear.bias for _, linear in linears_of(spec))
     return tables + linears + sum(_norm_parameters(norm, width) for norm, width in _norms(spec))
 
 
@@ -36,7 +44,14 @@ def macs(spec: RankerSpec, n_tokens: int) -> int:
 
 
 def linear_macs(linear: LinearSpec) -> int:
-    """Return the multiply-adds of one linear for one token, which is also its number of weights."""
+    """Return the multiply-adds of one linear for one token; atoms and codes count as the matrix they stand for."""
+    return linear.inputs * linear.outputs if isinstance(linear.form, DenseSparseForm) else linear_weights(linear)
+
+
+def linear_weights(linear: LinearSpec) -> int:
+    """Return how many floats of one linear are stored, its bias and the indices of sparse codes not counted."""
+    if isinstance(linear.form, DenseSparseForm):
+        return linear.form.weights(linear.inputs, linear.outputs)
     if isinstance(linear.form, LowRankForm):
         return linear.form.rank * (linear.inputs + linear.outputs)
     return linear.inputs * linear.outputs

@@ -150,18 +150,30 @@ class Encoder(nn.Module):
         return layer(values, layout, first_only, ffn_width)
 
 
+def expected_tensors(spec: RankerSpec) -> dict[str, Tensor]:
+    """Return every tensor that a ranker of this spec has, by name, without content."""
+    with torch.device("meta"):
+        return dict(Encoder(spec).state_dict())
+
+
 def expected_shapes(spec: RankerSpec) -> dict[str, tuple[int, ...]]:
     """Return name and shape of every tensor that a ranker of this spec has."""
-    with torch.device("meta"):
-        return {name: tuple(tensor.shape) for name, tensor in Encoder(spec).state_dict().items()}
+    return {name: tuple(tensor.shape) for name, tensor in expected_tensors(spec).items()}
 
 
 def random_weights(spec: RankerSpec, seed: int, scale: float = 0.02) -> dict[str, Tensor]:
-    """Return weights for a new ranker: normal matrices, unit norms, zero biases."""
+    """Return weights for a new ranker: normal matrices, unit norms, zero biases; codes name atoms at random."""
     generator = torch.Generator().manual_seed(seed)
     weights = {}
-    for name, shape in expected_shapes(spec).items():
-        if len(shape) > 1:
+    expected = expected_tensors(spec)
+    for name, tensor in expected.items():
+        shape = tuple(tensor.shape)
+        if not tensor.is_floating_point():
+            drawn = torch.rand(
+                *shape[:2], expected[f"{name.removesuffix('indices')}atoms"].shape[1], generator=generator
+            )
+            weights[name] = drawn.argsort(dim=2)[..., : shape[2]].sort(dim=2).values.to(tensor.dtype)
+        elif len(shape) > 1:
             weights[name] = torch.randn(shape, generator=generator) * scale
         else:
             weights[name] = torch.ones(shape) if "norm." in name and name.endswith("weight") else torch.zeros(shape)

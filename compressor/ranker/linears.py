@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compressor.ranker.spec import Int8Dynamic, LinearSpec, LowRankForm, TableSpec
+from compressor.ranker.dense_sparse import INDEX_TYPES, matrix_of_codes, spread
+from compressor.ranker.spec import DenseSparseForm, Int8Dynamic, LinearSpec, LowRankForm, TableSpec
 
 
 def int8_rows(weight: Tensor, *, levels: int = 127) -> tuple[Tensor, Tensor]:
@@ -62,12 +63,19 @@ class Linear(nn.Module):
     Called with ``outputs`` or ``inputs``, it gives or reads the first so many alone.
     """
 
+    indices: Tensor
+
     def __init__(self, spec: LinearSpec) -> None:
         super().__init__()
         self.spec = spec
         if isinstance(spec.form, LowRankForm):
             self.down = nn.Parameter(torch.empty(spec.form.rank, spec.inputs))
             self.up = nn.Parameter(torch.empty(spec.outputs, spec.form.rank))
+        elif isinstance(spec.form, DenseSparseForm):
+            form, (n_vectors, length) = spec.form, spec.form.vectors(spec.inputs, spec.outputs)
+            self.atoms = nn.Parameter(torch.empty(form.blocks, form.atoms, length // form.blocks))
+            self.values = nn.Parameter(torch.empty(form.blocks, n_vectors, form.nonzeros))
+            self.register_buffer("indices", torch.zeros(self.values.shape, dtype=INDEX_TYPES[form.index_bytes]))
         else:
             self.weight = nn.Parameter(torch.empty(spec.outputs, spec.inputs))
         self.bias = nn.Parameter(torch.empty(spec.outputs)) if spec.bias else None
@@ -77,7 +85,15 @@ class Linear(nn.Module):
         if isinstance(self.spec.form, LowRankForm):
             inner = self._product(values, _first(self.down, None, inputs), None)
             return self._product(inner, _first(self.up, outputs, None), bias)
-        return self._product(values, _first(self.weight, outputs, inputs), bias)
+        return self._product(values, _first(self.matrix(), outputs, inputs), bias)
+
+    def matrix(self) -> Tensor:
+        """Return the matrix that the linear multiplies by, ``[outputs, inputs]``."""
+        if isinstance(self.spec.form, LowRankForm):
+            return self.up @ self.down
+        if isinstance(self.spec.form, DenseSparseForm):
+            return matrix_of_codes(self.spec.form, spread(self.spec.form, self.values, self.indices), self.atoms)
+        return self.weight
 
     def _product(self, values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         precision = self.spec.precision

@@ -24,7 +24,47 @@ class LowRankForm(Record):
     rank: PositiveInt
 
 
-LinearForm = Annotated[DenseForm | LowRankForm, Field(discriminator="kind")]
+class DenseSparseForm(Record):
+    """A small dense matrix of atoms times a sparse one with as many non-zeros for each of its vectors.
+
+    The vectors that are coded are the matrix's ``rows``, each a sum of few atoms as long as it is, or its ``columns``.
+    With ``blocks``, vectors are cut into so many parts of equal length, each with atoms and codes of its own. What is
+    stored: ``atoms`` ``[blocks, atoms, length / blocks]`` and, for each vector, ``values`` and ``indices``
+    ``[blocks, vectors, nonzeros]`` (DSFormer, arXiv 2312.13211).
+    """
+
+    kind: Literal["dense_sparse"] = "dense_sparse"
+    codes: Literal["rows", "columns"]
+    atoms: Annotated[int, Field(gt=0, le=2**15)]
+    nonzeros: PositiveInt
+    blocks: PositiveInt = 1
+
+    @model_validator(mode="after")
+    def _atoms_are_enough(self) -> Self:
+        if self.nonzeros > self.atoms:
+            raise ValueError(f"{self.nonzeros} non-zeros out of {self.atoms} atoms")
+        return self
+
+    @property
+    def index_bytes(self) -> Literal[1, 2]:
+        return 1 if self.atoms <= 2**8 else 2
+
+    def vectors(self, inputs: int, outputs: int) -> tuple[int, int]:
+        """Return how many vectors of a matrix ``[outputs, inputs]`` are coded, and their length."""
+        return (outputs, inputs) if self.codes == "rows" else (inputs, outputs)
+
+    def weights(self, inputs: int, outputs: int) -> int:
+        """Return how many floats are stored of a matrix ``[outputs, inputs]``, atoms and values."""
+        n_vectors, length = self.vectors(inputs, outputs)
+        return self.atoms * length + self.blocks * n_vectors * self.nonzeros
+
+    def stored_bytes(self, inputs: int, outputs: int) -> int:
+        """Return the bytes of what is stored of a matrix ``[outputs, inputs]`` in fp32, indices among them."""
+        n_codes = self.blocks * self.vectors(inputs, outputs)[0] * self.nonzeros
+        return 4 * self.weights(inputs, outputs) + self.index_bytes * n_codes
+
+
+LinearForm = Annotated[DenseForm | LowRankForm | DenseSparseForm, Field(discriminator="kind")]
 
 
 class Float32(Record):
@@ -61,6 +101,16 @@ class LinearSpec(Record):
     bias: bool = True
     form: LinearForm = DenseForm()
     precision: LinearPrecision = Float32()
+
+    @model_validator(mode="after")
+    def _blocks_fit(self) -> Self:
+        if isinstance(self.form, DenseSparseForm):
+            length = self.form.vectors(self.inputs, self.outputs)[1]
+            if length % self.form.blocks:
+                raise ValueError(
+                    f"{self.form.codes} of {length} values do not fall into {self.form.blocks} equal blocks"
+                )
+        return self
 
 
 class TableSpec(Record):

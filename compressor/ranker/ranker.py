@@ -14,7 +14,8 @@ from torch import Tensor
 
 from compressor.errors import RunError
 from compressor.progress import progress
-from compressor.ranker.encoder import Encoder, expected_shapes
+from compressor.ranker.dense_sparse import broken_indices
+from compressor.ranker.encoder import Encoder, expected_shapes, expected_tensors
 from compressor.ranker.history import StageRecord
 from compressor.ranker.spec import RankerSpec
 from compressor.runtime.batching import padded, token_budget_batches
@@ -30,7 +31,7 @@ class Ranker:
 
     Attributes:
         spec: the shape.
-        weights: one tensor per name of the spec, fp32.
+        weights: one tensor per name of the spec, fp32; indices of sparse codes are small integers.
         tokenizer_files: file name to content (``tokenizer.json``, ``tokenizer_config.json``, ...).
         source_config: the ``config.json`` of the checkpoint it came from, for what the spec does not say.
         history: one record per applied pass, oldest first.
@@ -125,14 +126,16 @@ def check_weights(spec: RankerSpec, weights: Mapping[str, Tensor]) -> None:
     Raises:
         RunError: lists every tensor that is missing, unknown, or of another shape or kind.
     """
-    expected = expected_shapes(spec)
+    tensors = expected_tensors(spec)
+    expected = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     faults = [f"{name}: missing, expected {list(expected[name])}" for name in expected if name not in weights]
     faults += [f"{name}: not in the spec" for name in weights if name not in expected]
     for name in expected.keys() & weights.keys():
         found = weights[name]
         if tuple(found.shape) != expected[name]:
             faults.append(f"{name}: expected {list(expected[name])}, found {list(found.shape)}")
-        elif found.dtype != torch.float32:
-            faults.append(f"{name}: expected float32, found {found.dtype}")
+        elif found.dtype != tensors[name].dtype:
+            faults.append(f"{name}: expected {str(tensors[name].dtype).removeprefix('torch.')}, found {found.dtype}")
+    faults = faults or broken_indices(weights)
     if faults:
         raise RunError("weights do not fit the spec:\n  " + "\n  ".join(sorted(faults)))

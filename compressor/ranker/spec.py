@@ -24,6 +24,7 @@ from compressor.ranker.head_spec import ClassifierHead, Head, SimilarityHead
 from compressor.ranker.parts_spec import (
     Activation,
     DenseForm,
+    DenseSparseForm,
     Float32,
     Int8Dynamic,
     Int8Rows,
@@ -44,6 +45,7 @@ __all__ = [
     "CausalPattern",
     "ClassifierHead",
     "DenseForm",
+    "DenseSparseForm",
     "DropoutSpec",
     "EmbeddingsSpec",
     "Family",

@@ -157,7 +157,10 @@ class _Run:
         self._save()
         weights = self.best.weights or (self.average.weights if self.average else self._weights())
         return TrainingResult(
-            weights={name: weight.detach().float().cpu().clone() for name, weight in weights.items()},
+            weights={
+                name: (weight.float() if weight.is_floating_point() else weight).detach().cpu().clone()
+                for name, weight in weights.items()
+            },
             curves=self.book.thinned(),
             steps=self.step,
             pairs=self.pairs,

@@ -97,6 +97,10 @@ class Objective:
     def after_step(self) -> None:
         """Take note of a step of the optimizer."""
 
+    def settled(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the ranker's weights out of those of the module that was trained, where `begin` changed its parts."""
+        return dict(weights)
+
     def prepare(self, module: Encoder, batches: Iterator[Batch]) -> None:
         """Fit projections to a student that is about to be trained, on some of its first batches."""
         if self._watched and self._watched.projections:

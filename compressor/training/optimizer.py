@@ -64,4 +64,7 @@ class MovingAverage:
         """Take the weights after a step, counted from 1, in."""
         decay = min(self.decay, (1 + step) / (10 + step))
         for name, average in self.weights.items():
-            average.lerp_(weights[name].detach(), 1 - decay)
+            if average.is_floating_point():
+                average.lerp_(weights[name].detach(), 1 - decay)
+            else:  # indices and counters
+                average.copy_(weights[name])

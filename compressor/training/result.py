@@ -14,7 +14,7 @@ class TrainingResult:
     """Weights, and how they came about.
 
     Attributes:
-        weights: fp32 by name: the best on dev data, else the moving average, else the last.
+        weights: by name, fp32 but for indices: the best on dev data, else the moving average, else the last.
         curves: points over pairs seen: ``loss``, ``loss/PART``, ``dev/MEASURE``, ``learning_rate``.
         steps, pairs: how many were done and seen.
         seconds: of all processes that worked on it, one after another; what a killed one did behind its last checkpoint

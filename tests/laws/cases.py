@@ -95,6 +95,12 @@ CASES = {
         masked=with_first_neurons(0.5),
         mistyped={"shore": 0.5},
     ),
+    "dense_sparse": Case(
+        neutral={"share": 1},
+        active={**_TRAINING, "share": 0.7, "sweeps": 3, "losses": {"mse": 1}, "representations": {}},
+        no_mask="atoms take the place of matrices: tests/passes/test_dense_sparse.py",
+        mistyped={"shares": 0.5},
+    ),
     "distill": Case(
         neutral={"epochs": 0},
         active={
@@ -104,6 +110,12 @@ CASES = {
         },
         mistyped={"epoch": 1},
         **_TRAINED,
+    ),
+    "factorize": Case(
+        neutral={"budget": {"macs": 1}},
+        active={"rank": 4, "n_pairs": 16},
+        no_mask="what goes is no unit but directions: tests/passes/test_factorize.py",
+        mistyped={"budgets": {"macs": 0.8}},
     ),
     "finetune": Case(neutral={"epochs": 0}, active=_TRAINING, mistyped={"loses": {"softmax_labels": 1}}, **_TRAINED),
     "fold_norms": Case(
@@ -134,6 +146,12 @@ CASES = {
         no_mask="merging removes nothing",
         no_promise="merged weights are weights like others",
         mistyped={"adapter": ["lora"]},
+    ),
+    "learn_factors": Case(
+        neutral={"budget": {"macs": 1}},
+        active={**_TRAINING, "rank": 4, "n_pairs": 16, "losses": {"mse": 1}, "representations": {}},
+        no_mask="training changes what stays: tests/passes/test_learn_factors.py",
+        mistyped={"ranks": 4},
     ),
     "learn_widths": Case(
         neutral={"budget": {"macs": 1}},
@@ -190,6 +208,13 @@ CASES = {
 }
 
 # Ordered pairs of passes that are refused, with what the message must say.
+_FACTORIZE = ("dense_sparse", "factorize", "learn_factors")
+_NEED_WHOLE = (
+    "learn_widths", "linearize_layers", "merge_adapters", "nest_widths", "prune_greedily", "prune_widths",
+)  # fmt: skip
+_CUT_ROWS = ("cut_nested", "fold_norms", "prune_greedily", "prune_widths", "subclone")
+_OTHERS = "name other linears"
+_WHOLE = "put {} before what factorizes"
 _CUTS = "put merge_adapters before all that cuts"
 
 FORBIDDEN = {
@@ -203,15 +228,21 @@ FORBIDDEN = {
     ("cut_nested", "merge_adapters"): _CUTS,
     ("learn_widths", "merge_adapters"): _CUTS,
     ("linearize_layers", "merge_adapters"): _CUTS,
+    **{(first, second): _WHOLE.format(second) for first in _FACTORIZE for second in _NEED_WHOLE},
+    **{(first, second): _OTHERS for first in _FACTORIZE for second in _FACTORIZE if first != second},
+    **{("dense_sparse", second): f"put {second} before dense_sparse" for second in _CUT_ROWS},
     ("prune_greedily", "merge_adapters"): _CUTS,
     ("prune_widths", "merge_adapters"): _CUTS,
     ("subclone", "merge_adapters"): _CUTS,
     ("quantize", "add_exits"): "put add_exits before quantize",
     ("quantize", "cut_nested"): "put cut_nested before quantize",
+    ("quantize", "dense_sparse"): "put dense_sparse before quantize",
     ("quantize", "drop_layers"): "put drop_layers before quantize",
     ("quantize", "distill"): "put distill before quantize",
+    ("quantize", "factorize"): "put factorize before quantize",
     ("quantize", "finetune"): "put finetune before quantize",
     ("quantize", "fold_norms"): "put fold_norms before quantize",
+    ("quantize", "learn_factors"): "put learn_factors before quantize",
     ("quantize", "linearize_layers"): "put linearize_layers before quantize",
     ("quantize", "merge_adapters"): "put merge_adapters before quantize",
     ("quantize", "learn_widths"): "put learn_widths before quantize",
@@ -228,6 +259,7 @@ FORBIDDEN = {
 FORBIDDEN_BY_HISTORY = {
     ("distill", "cut_nested"): "distill behind nest_widths",
     ("finetune", "cut_nested"): "finetune behind nest_widths",
+    ("learn_factors", "cut_nested"): "learn_factors behind nest_widths",
     ("learn_widths", "cut_nested"): "learn_widths behind nest_widths",
     ("linearize_layers", "cut_nested"): "neurons that were cut since nest_widths",
     ("prune_greedily", "cut_nested"): "neurons that were cut since nest_widths",

@@ -114,7 +114,7 @@ def test_int8_graphs_equal_the_simulation(dialect):
 @given(case=st.one_of(cases(), INT8_CASES))
 def test_stored_ranker_comes_back_to_the_bit(case):
     assert RankerSpec.model_validate_json(case.spec.model_dump_json()) == case.spec
-    assert parameters(case.spec) == sum(tensor.numel() for tensor in case.weights.values())
+    assert parameters(case.spec) == sum(t.numel() for t in case.weights.values() if t.is_floating_point())
     ranker = ranker_of(case)
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         save_ranker(ranker, Path(folder) / "ranker")

@@ -12,6 +12,7 @@ from compressor.ranker.spec import (
     AttentionSpec,
     CausalPattern,
     ClassifierHead,
+    DenseSparseForm,
     FeedForwardSpec,
     LinearMapSpec,
     LinearSpec,
@@ -112,9 +113,25 @@ def _act(name: str, x: Tensor) -> Tensor:
 def _linear(spec: LinearSpec, w: Weights, name: str, x: Tensor) -> Tensor:
     if isinstance(spec.form, LowRankForm):
         y = torch.einsum("...i,ri,or->...o", x, w[f"{name}.down"], w[f"{name}.up"])
+    elif isinstance(spec.form, DenseSparseForm):
+        y = torch.einsum("...i,oi->...o", x, _of_codes(spec.form, w, name))
     else:
         y = torch.einsum("...i,oi->...o", x, w[f"{name}.weight"])
     return y + w[f"{name}.bias"] if spec.bias else y
+
+
+def _of_codes(form: DenseSparseForm, w: Weights, name: str) -> Tensor:
+    """Return the matrix of atoms and codes, vector by vector."""
+    atoms, values, indices = (w[f"{name}.{kind}"] for kind in ("atoms", "values", "indices"))
+    vectors = torch.stack(
+        [
+            torch.cat(
+                [values[block, place] @ atoms[block][indices[block, place].long()] for block in range(form.blocks)]
+            )
+            for place in range(values.shape[1])
+        ]
+    )
+    return vectors if form.codes == "rows" else vectors.T
 
 
 def _norm(spec: NormSpec | None, w: Weights, name: str, x: Tensor) -> Tensor:

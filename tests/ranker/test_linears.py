@@ -9,7 +9,7 @@ import torch
 from onnx import TensorProto, helper
 
 from compressor.ranker.linears import Linear, Table, int8_rows, straight_through, uint8_activations
-from compressor.ranker.spec import Int8Dynamic, Int8Rows, LinearSpec, LowRankForm, TableSpec
+from compressor.ranker.spec import DenseSparseForm, Int8Dynamic, Int8Rows, LinearSpec, LowRankForm, TableSpec
 
 
 def filled(spec: LinearSpec, seed: int = 0) -> Linear:
@@ -146,6 +146,29 @@ def test_full_rank_equals_dense():
     thin.load_state_dict({"down": right, "up": left * values, "bias": dense.state_dict()["bias"]})
     inputs = numbers(9, 6)
     torch.testing.assert_close(thin(inputs), dense(inputs), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("codes", ["rows", "columns"])
+@pytest.mark.parametrize(("atoms", "blocks"), [(7, 1), (300, 2)])
+def test_atoms_and_codes_are_one_matrix_of_which_parts_can_be_run(codes, atoms, blocks):
+    form = DenseSparseForm(codes=codes, atoms=atoms, nonzeros=3, blocks=blocks)
+    module = filled(LinearSpec(inputs=6, outputs=4, form=form))
+    drawn = torch.rand(*module.values.shape[:2], atoms, generator=torch.Generator().manual_seed(1))
+    module.indices.copy_(drawn.argsort(dim=2)[..., :3])
+    assert module.indices.dtype == (torch.uint8 if atoms == 7 else torch.int16)
+    matrix = torch.zeros(4, 6)
+    coded = matrix if codes == "rows" else matrix.T
+    length = coded.shape[1] // blocks
+    found = {name: tensor.detach() for name, tensor in module.state_dict().items()}
+    for block in range(blocks):
+        for vector in range(len(coded)):
+            for value, index in zip(found["values"][block, vector], found["indices"][block, vector], strict=True):
+                coded[vector, block * length : (block + 1) * length] += value * found["atoms"][block, int(index)]
+    inputs = numbers(5, 6)
+    assert module.bias is not None
+    torch.testing.assert_close(module(inputs), inputs @ matrix.T + module.bias)
+    torch.testing.assert_close(module(inputs, outputs=2), module(inputs)[:, :2])
+    torch.testing.assert_close(module(inputs[:, :4], inputs=4), inputs[:, :4] @ matrix[:, :4].T + module.bias)
 
 
 def test_linear_without_bias():
