@@ -12,7 +12,7 @@ import torch
 from compressor.errors import RunError
 from compressor.ranker.cost import linears_of
 from compressor.ranker.ranker import Ranker
-from compressor.ranker.spec import RankerSpec
+from compressor.ranker.spec import RankerSpec, float_kind
 from compressor.runtime.batching import padded, token_budget_batches
 from compressor.runtime.session import open_session
 
@@ -23,10 +23,13 @@ _BATCH_TOKENS = 4096
 _FLOAT_TOLERANCE = 1e-4
 _NOISE_FACTOR = 4.0
 _FLOAT_CAUSE = "fp32 sums in another order"
-_INT8_CAUSE = (
-    "8-bit rounding: a change in the last bits pushes activations over a rounding step, and so on from layer to layer; "
-    "allowed is 4 times the movement of the torch simulation when its biases and gains change by one part in a million"
+_ROUNDING_CAUSE = (
+    "{what} rounding: a change in the last bits pushes activations over a rounding step, and so on from layer to layer; "
+    "allowed is 4 times the movement of the torch simulation when its biases and gains change by one part in {parts}"
 )
+_HALF_CAUSE = "; which states are rounded between two operators differs between runtimes"
+# How much biases and gains are changed: where sums are fp32, by what their order moves; else by half a step.
+_NOISE = {"fp32": 1_000_000, "fp16": 2**11, "bf16": 2**8}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,13 +98,13 @@ def check_parity(ranker: Ranker, path: Path, batches: Sequence[dict[str, np.ndar
         raise RunError(f"{path.name} gives the shape {list(found.shape)}, the ranker {list(expected.shape)}")
     largest, rms = _distance(found, expected)
     allowed_max = allowed_rms = _FLOAT_TOLERANCE
-    is_int8 = any(linear.precision.kind != "fp32" for _, linear in linears_of(ranker.spec))
-    if is_int8:
-        noise = _rounding_noise(ranker, batches, expected)
+    cause, parts = _rounding(ranker.spec)
+    if parts:
+        noise = _rounding_noise(ranker, batches, expected, 1 / parts)
         allowed_max, allowed_rms = (max(_FLOAT_TOLERANCE, _NOISE_FACTOR * part) for part in noise)
     parity = Parity(
         file=path.name, max_difference=largest, rms_difference=rms, allowed_max=allowed_max, allowed_rms=allowed_rms,
-        cause=_INT8_CAUSE if is_int8 else _FLOAT_CAUSE, n_rows=len(expected),
+        cause=cause, n_rows=len(expected),
     )  # fmt: skip
     if not (largest <= allowed_max and rms <= allowed_rms):  # NaN too
         raise RunError(
@@ -113,28 +116,39 @@ def check_parity(ranker: Ranker, path: Path, batches: Sequence[dict[str, np.ndar
     return parity, found
 
 
+def _rounding(spec: RankerSpec) -> tuple[str, int]:
+    """Return why scores may differ, and by one part in how many the noise is that stands for it; 0 in plain fp32."""
+    precisions = [linear.precision for _, linear in linears_of(spec)]
+    floats = next((kind for one in precisions if (kind := float_kind(one)) != "fp32"), "fp32")
+    if floats == "fp32" and all(precision.kind == "fp32" for precision in precisions):
+        return _FLOAT_CAUSE, 0
+    parts = _NOISE[floats]
+    what = "8-bit" if floats == "fp32" else floats
+    return _ROUNDING_CAUSE.format(what=what, parts=f"{parts:,}") + ("" if floats == "fp32" else _HALF_CAUSE), parts
+
+
 def _distance(found: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
     gaps = np.abs(found.astype(np.float64) - expected)
     return float(gaps.max()), float(np.sqrt((gaps**2).mean()))
 
 
 def _rounding_noise(
-    ranker: Ranker, batches: Sequence[dict[str, np.ndarray]], expected: np.ndarray
+    ranker: Ranker, batches: Sequence[dict[str, np.ndarray]], expected: np.ndarray, noise: float
 ) -> tuple[float, float]:
     """Return how far the simulation's results move when nothing but last bits changes, on the batch with most rows."""
     sizes = [len(batch["input_ids"]) for batch in batches]
     chosen = int(np.argmax(sizes))
     start = sum(sizes[:chosen])
-    moved = torch_results(_nudged(ranker), [batches[chosen]])
+    moved = torch_results(_nudged(ranker, noise), [batches[chosen]])
     return _distance(moved, expected[start : start + sizes[chosen]])
 
 
-def _nudged(ranker: Ranker) -> Ranker:
-    """Return the ranker with biases and gains changed by one part in a million: what its rounding makes of noise."""
+def _nudged(ranker: Ranker, noise: float) -> Ranker:
+    """Return the ranker with biases and gains changed by a share of themselves: what its rounding makes of noise."""
     generator = torch.Generator().manual_seed(0)
 
     def nudge(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor * (1 + 1e-6 * torch.randn(tensor.shape, generator=generator)) if tensor.dim() == 1 else tensor
+        return tensor * (1 + noise * torch.randn(tensor.shape, generator=generator)) if tensor.dim() == 1 else tensor
 
     return ranker.changed(weights={name: nudge(tensor) for name, tensor in ranker.weights.items()})
 

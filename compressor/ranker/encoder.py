@@ -157,11 +157,13 @@ def expected_shapes(spec: RankerSpec) -> dict[str, tuple[int, ...]]:
 
 
 def random_weights(spec: RankerSpec, seed: int, scale: float = 0.02) -> dict[str, Tensor]:
-    """Return weights for a new ranker: normal matrices, unit norms, zero biases."""
+    """Return weights for a new ranker: normal matrices, unit norms, zero biases, ranges for activations near 1."""
     generator = torch.Generator().manual_seed(seed)
     weights = {}
     for name, shape in expected_shapes(spec).items():
-        if len(shape) > 1:
+        if name.endswith(".input_ranges"):
+            weights[name] = torch.tensor([-4.0, 4.0]).expand(shape).clone()
+        elif len(shape) > 1:
             weights[name] = torch.randn(shape, generator=generator) * scale
         else:
             weights[name] = torch.ones(shape) if "norm." in name and name.endswith("weight") else torch.zeros(shape)
