@@ -90,7 +90,8 @@ class Graph:
     def weight(self, name: str, values: np.ndarray, *, shared: bool = True) -> str:
         """Store a tensor and return its name; a tensor with the same content is stored once, under its first name.
 
-        Floats are stored in what is computed in where they are asked for. Without ``shared``, the tensor is stored anew.
+        Floats are stored in what is computed in where they are asked for. Without ``shared``, a tensor
+        is stored anew.
         """
         kind = helper.np_dtype_to_tensor_dtype(values.dtype)
         if kind == TensorProto.FLOAT and self.floats != "fp32":

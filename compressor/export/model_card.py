@@ -180,8 +180,8 @@ runtime set the session option `session.x64quantprecision` to `1`, or compress w
 whose 7-bit weights are safe everywhere.
 """
 
-_BLOCKS = """**Weights by blocks** (`MatMulNBits`): `onnx/model.onnx` wants ONNX Runtime {runtime}. Products are those of
-whole numbers where its kernels for this CPU know how, else of floats: scores differ a little between CPUs then.
+_BLOCKS = """**Weights by blocks** (`MatMulNBits`): `onnx/model.onnx` wants ONNX Runtime {runtime}. Products are those
+of whole numbers where its kernels for a CPU know how, else of floats: scores differ a little between such CPUs.
 """
 
 _HALF = """`{file}` computes in half precision, for GPUs; the head, the inputs and the output stay as they are, so that

@@ -24,8 +24,9 @@ _FLOAT_TOLERANCE = 1e-4
 _NOISE_FACTOR = 4.0
 _FLOAT_CAUSE = "fp32 sums in another order"
 _ROUNDING_CAUSE = (
-    "{what} rounding: a change in the last bits pushes activations over a rounding step, and so on from layer to layer; "
-    "allowed is 4 times the movement of the torch simulation when its biases and gains change by one part in {parts}"
+    "{what} rounding: a change in the last bits pushes activations over a rounding step, and so on from layer to "
+    "layer; allowed is 4 times the movement of the torch simulation when its biases and gains change by one part in "
+    "{parts}"
 )
 _HALF_CAUSE = "; which states are rounded between two operators differs between runtimes"
 # How much biases and gains are changed: where sums are fp32, by what their order moves; else by half a step.

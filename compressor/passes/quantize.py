@@ -150,7 +150,8 @@ class Quantize(Pass):
     def _table_precision(self) -> TablePrecision | None:
         if not self.embeddings or self.scheme == "none":
             return None
-        return {"fp16": Float16(), "bf16": BFloat16()}.get(self.scheme, Int8Rows())
+        precision = self._linear_precision()
+        return precision if isinstance(precision, Float16 | BFloat16) else Int8Rows()
 
     def _observed(self, ranker: Ranker, names: Sequence[str], supply: Supply) -> Mapping[str, Tensor]:
         from compressor.algorithms.calibration import calibration_batches

@@ -171,19 +171,19 @@ def _torch_runner(
 
 
 def refuse_quantized_teacher(ranker: Ranker, name: str) -> None:
-    """Refuse a teacher whose linears are rounded by batches: its scores would depend on batch mates.
+    """Refuse a teacher whose linears are rounded: its scores would depend on batch mates, or on the CPU's kernels.
 
     Raises:
         InputError: says what to name instead.
     """
     from compressor.ranker.cost import linears_of
 
-    if not all(linear.precision.is_batch_invariant for _, linear in linears_of(ranker.spec)):
+    if any(linear.precision.kind != "fp32" for _, linear in linears_of(ranker.spec)):
         raise InputError(
             Fault(
                 source="teacher",
-                found=f"{name}, a quantized ranker, whose scores depend on their batch mates",
-                allowed="a ranker in fp32, or rounded by rows, blocks or fixed ranges",
+                found=f"{name}, a quantized ranker, whose scores depend on their batch mates or on the CPU",
+                allowed="a ranker in fp32",
                 fix="name the folder under stages/ from before its quantize",
             )
         )

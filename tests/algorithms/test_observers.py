@@ -41,7 +41,9 @@ def test_percentile_is_that_of_the_sorted_values_within_a_bin(percentile):
     width = (histogram.high - histogram.low) / N_BINS
     tail = (100 - percentile) / 2
     wanted = np.percentile(values.numpy(), [tail, 100 - tail])
-    np.testing.assert_allclose(Percentile(percentile).range_of(histogram), wanted, atol=2 * width)
+    np.testing.assert_allclose(
+        Percentile(percentile).range_of(histogram), wanted, atol=5 * width
+    )  # bins in the tails may be empty
 
 
 def test_all_percent_are_all_that_was_seen():
@@ -106,13 +108,15 @@ def test_ranges_are_those_of_what_linears_read(tiny_ranker, tiny_pairs):
 
 def test_a_linear_of_two_matrices_has_two_ranges(tiny_pairs):
     layer = tiny_layer()
+    assert layer.ffn
     up = LinearSpec(inputs=WIDTH, outputs=FFN_WIDTH, form=LowRankForm(rank=3))
     ranker = build_ranker(tiny_spec(layers=(layer.changed(ffn=layer.ffn.changed(up=up)),)))
     batches = calibration_batches(ranker, tiny_pairs)
     found = observed_ranges(ranker.module, batches, ["layers.0.ffn.up"], MinMax())["layers.0.ffn.up"]
     assert found.shape == (2, 2)
     read = []
-    hook = ranker.module.layers[0].ffn.up.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+    part = ranker.module.get_submodule("layers.0.ffn.up")
+    hook = part.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
     ranker.score(tiny_pairs)
     hook.remove()
     thin = torch.cat(read) @ ranker.weights["layers.0.ffn.up.down"].T

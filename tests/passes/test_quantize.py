@@ -27,6 +27,7 @@ from compressor.ranker.spec import (
     Int8Blocks,
     Int8Dynamic,
     Int8Static,
+    LinearPrecision,
     LinearSpec,
 )
 from compressor.runtime.ranker import OnnxRanker
@@ -118,9 +119,8 @@ def test_only_fixed_ranges_need_calibration():
 
 def test_each_linear_may_have_a_precision_of_its_own(tiny_ranker, tiny_pairs, tmp_path):
     names = [name for name, _ in linears_of(tiny_ranker.spec) if name.startswith("layers.")]
-    chosen = dict(
-        zip(names, [Int8Dynamic(), Int4Blocks(), Int8Static(reduce_range=True), Int8Blocks()] * 3, strict=True)
-    )
+    four: list[LinearPrecision] = [Int8Dynamic(), Int4Blocks(), Int8Static(reduce_range=True), Int8Blocks()]
+    chosen = dict(zip(names, four * 3, strict=True))
     ranges = {name: torch.tensor([[-3.0, 3.0]]) for name, one in chosen.items() if isinstance(one, Int8Static)}
     found = quantized(tiny_ranker, chosen, None, ranges)
     assert {name: linear.precision for name, linear in linears_of(found.spec) if name in chosen} == chosen
