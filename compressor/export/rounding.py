@@ -66,7 +66,6 @@ def block_product(graph: Graph, name: str, weight: Tensor, precision: Int8Blocks
     outputs, inputs = weight.shape
     if graph.fused:
         packed = graph.weight(f"{name}.weight", packed_blocks(codes.numpy(), bits))
-        # Flat, as runtimes before 1.23 want it.
         scale = graph.weight(f"{name}.scale", scales.flatten().numpy())
         return graph.node(
             "MatMulNBits", [values, packed, scale], name, domain=FUSED,
