@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, get_args
@@ -22,11 +23,15 @@ from compressor.ranker.spec import (
     EmbeddingsSpec,
     Family,
     FeedForwardSpec,
+    Float16,
     Float32,
     FullPattern,
     Head,
+    Int4Blocks,
+    Int8Blocks,
     Int8Dynamic,
     Int8Rows,
+    Int8Static,
     LayerSpec,
     LinearForm,
     LinearMapSpec,
@@ -39,9 +44,18 @@ from compressor.ranker.spec import (
     TableSpec,
     WindowPattern,
 )
+from compressor.records import Record
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+Precisions = Sequence[Record]
+INT8: Precisions = [
+    Int8Dynamic(), Int8Dynamic(reduce_range=True), Int8Static(), Int8Static(reduce_range=True), Int8Blocks(),
+    Int8Blocks(block_size=128), Int4Blocks(), Int4Blocks(block_size=64),
+]  # fmt: skip
+INT8_TABLES: Precisions = [Int8Rows()]
+FP16: Precisions = [Float16()]
 
 LAW = settings(derandomize=True, deadline=None, database=None)
 VOCABULARY, MAX_LENGTH = 40, 24
@@ -60,22 +74,20 @@ SOME_NORM = st.one_of(NORMS, NORMS, st.none())
 
 
 class Parts:
-    """Draws the parts of one spec. With ``int8``, linears and tables may be quantized; ``seven_bits`` spares a sign."""
+    """Draws the parts of one spec, whose linears and tables may have precisions other than fp32."""
 
-    def __init__(self, draw: st.DrawFn, int8: bool, seven_bits: bool) -> None:
+    def __init__(self, draw: st.DrawFn, linears: Precisions, tables: Precisions) -> None:
         self.draw = draw
-        self.int8 = int8
-        self.seven_bits = seven_bits
+        self.linears = linears
+        self.tables = tables
 
     def linear(self, inputs: int, outputs: int) -> LinearSpec:
-        is_int8 = self.int8 and self.draw(st.sampled_from([True, True, False]))
-        reduce_range = self.seven_bits or self.draw(st.booleans())
         return LinearSpec(
             inputs=inputs,
             outputs=outputs,
             bias=self.draw(st.booleans()),
             form=self.form(inputs, outputs),
-            precision=Int8Dynamic(reduce_range=reduce_range) if is_int8 else Float32(),
+            precision=self.draw(st.sampled_from([Float32(), *self.linears, *self.linears])),
         )
 
     def form(self, inputs: int, outputs: int) -> LinearForm:
@@ -95,8 +107,7 @@ class Parts:
         )
 
     def table(self, rows: int, width: int) -> TableSpec:
-        is_int8 = self.int8 and self.draw(st.booleans())
-        return TableSpec(rows=rows, width=width, precision=Int8Rows() if is_int8 else Float32())
+        return TableSpec(rows=rows, width=width, precision=self.draw(st.sampled_from([Float32(), *self.tables])))
 
     def embeddings(self, width: int) -> EmbeddingsSpec:
         inner = self.draw(st.one_of(st.none(), st.sampled_from([5, 8])))
@@ -169,9 +180,9 @@ class Parts:
 
 
 @st.composite
-def specs(draw: st.DrawFn, int8: bool = False, seven_bits: bool = False) -> RankerSpec:
+def specs(draw: st.DrawFn, linears: Precisions = (), tables: Precisions = ()) -> RankerSpec:
     """Draw a spec of one to three layers, no two of which need be alike; a cross-encoder's may have exits."""
-    parts = Parts(draw, int8, seven_bits)
+    parts = Parts(draw, linears, tables)
     width = draw(st.sampled_from([4, 8, 12]))
     head = parts.head(width)
     n_layers = draw(st.integers(1, 3))
@@ -203,6 +214,8 @@ class Case:
         generator = torch.Generator().manual_seed(self.seed)
         weights = random_weights(self.spec, self.seed, scale=1.0)
         for name, tensor in weights.items():
+            if name.endswith(".input_ranges"):
+                continue
             if tensor.dim() == 1:
                 weights[name] = tensor + 0.2 * torch.randn(tensor.shape, generator=generator)
             elif name.endswith(".atoms"):
@@ -227,9 +240,9 @@ class Case:
 
 
 @st.composite
-def cases(draw: st.DrawFn, int8: bool = False, seven_bits: bool = False) -> Case:
+def cases(draw: st.DrawFn, linears: Precisions = (), tables: Precisions = ()) -> Case:
     """Draw a spec, weights, and one to five rows of up to ``max_length`` tokens, sometimes padded beyond them all."""
-    spec = draw(specs(int8, seven_bits))
+    spec = draw(specs(linears, tables))
     lengths = draw(st.lists(st.integers(1, spec.max_length), min_size=1, max_size=5))
     columns = draw(st.sampled_from([max(lengths), spec.max_length]))
     return Case(spec=spec, seed=draw(st.integers(0, 2**16)), lengths=tuple(lengths), columns=columns)

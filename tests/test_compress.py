@@ -88,9 +88,8 @@ def test_the_whole_road(room, monkeypatch, capsys):
     assert (made / "report.html").read_text().startswith("<!doctype html>")
 
     manifest = read_json(made / "model" / "rankpress.json")
-    assert manifest["recipe"]["passes"][1] == {
-        "quantize": {"scheme": "int8_dynamic", "embeddings": True, "reduce_range": False}
-    }
+    expected = {"scheme": "int8_dynamic", "embeddings": True, "reduce_range": False}
+    assert manifest["recipe"]["passes"][1]["quantize"].items() >= expected.items()
     assert manifest["report"]["gate"] == "pass"
     assert "| r |" in (made / "model" / "README.md").read_text()
     resolved = yaml.safe_load((made / "recipe.yaml").read_text())

@@ -56,7 +56,7 @@ def test_the_catalogue_shows_every_setting_in_words(capsys):
         assert all(f"  {name}: " in text for name in cls.model_fields)
     assert "keep: a list of int or 'every_other' or {layers, n_pairs}  (required)" in text
     assert "    n_pairs: int  (default: 256)" in text, "settings of nested records are shown too"
-    assert "scheme: 'int8_dynamic' or 'none'  (default: 'int8_dynamic')" in text
+    assert "scheme: 'int8_dynamic' or 'int8_static' or 'int8_blocks'" in text
     for noise in ("typing", "compressor.", "Annotated", "NoneType"):
         assert noise not in text
 

@@ -177,7 +177,7 @@ def _details(report: Report) -> str:
     if any(row.batch_sensitivity for row in report.rows):
         parts += ["<h2>Batch mates</h2>", "<p class='soft'>How far the score of a short pair moves between alone and a "
                   "batch with long pairs. Zero, up to rounding, is right; dynamic int8 takes one activation scale per "
-                  "batch and moves.</p>", batch_table(report)]  # fmt: skip
+                  "batch and moves; other precisions round each token by itself.</p>", batch_table(report)]  # fmt: skip
     return "".join(parts)
 
 

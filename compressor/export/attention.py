@@ -23,7 +23,8 @@ def attention(
     first_only: bool,
 ) -> Product:  # fmt: skip
     """Write attention, ``[T, width] -> [T, width]``, or ``-> [B, width]`` where only first tokens ask."""
-    if first_only and _is_plain(spec.key) and _is_plain(spec.value) and not spec.positions:
+    is_plain = graph.floats == "fp32" and _is_plain(spec.key) and _is_plain(spec.value)
+    if first_only and is_plain and not spec.positions:
         mixed = _first_tokens_mixed(graph, name, key, spec, weights, values, layout)
         return _output(graph, name, key, spec, weights, mixed, None)
     if first_only:

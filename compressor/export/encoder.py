@@ -11,7 +11,7 @@ from compressor.export.layers import layer, norm
 from compressor.export.layout import Layout, build_layout, row_means
 from compressor.export.linears import Weights, add_bias, linear, table
 from compressor.ranker.dense_sparse import expanded
-from compressor.ranker.spec import EmbeddingsSpec, RankerSpec
+from compressor.ranker.spec import EmbeddingsSpec, FloatKind, RankerSpec
 
 
 def write_graph(spec: RankerSpec, weights: Weights, dialect: Dialect = "ort") -> onnx.ModelProto:
@@ -33,9 +33,14 @@ def write_graph(spec: RankerSpec, weights: Weights, dialect: Dialect = "ort") ->
     layout = build_layout(graph, "attention_mask")
     values = embeddings(graph, spec.embeddings, weights, layout)
     last = len(spec.layers) - 1
+    floats: FloatKind = "fp32"
     for index, layer_spec in enumerate(spec.layers):
         first_only = index == last and spec.reads_first_token_only
-        values = layer(graph, index, layer_spec, weights, values, layout, first_only)
+        values = graph.cast(values, f"layer.{index}.input", floats, layer_spec.states)
+        floats = layer_spec.states
+        with graph.computing_in(floats):
+            values = layer(graph, index, layer_spec, weights, values, layout, first_only)
+    values = graph.cast(values, "layers.output", floats, "fp32")
     values = norm(graph, "final_norm", "final_norm", spec.final_norm, weights, values)
     pooled = values if spec.reads_first_token_only else row_means(graph, layout, values, "pooled")
     head(graph, spec.head, weights, pooled)

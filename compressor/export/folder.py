@@ -13,14 +13,15 @@ import numpy as np
 from compressor.export.configs import tokenizer_files, write_config
 from compressor.export.encoder import write_graph
 from compressor.export.graph import Dialect
-from compressor.export.manifest import COMPANION_FILE, MAIN_FILE, PORTABLE_FILE, make_manifest
+from compressor.export.manifest import COMPANION_FILE, HALF_FILES, MAIN_FILE, PORTABLE_FILE, make_manifest
 from compressor.export.model_card import write_model_card
-from compressor.export.parity import Parity, check_parity, parity_batches
+from compressor.export.parity import Parity, check_parity, parity_batches, torch_results
 from compressor.families import can_be_stock, stock_checkpoint
-from compressor.ranker.cost import linears_of
+from compressor.ranker.cost import linears_of, tables_of
+from compressor.ranker.quantizers import to_float_kind
 from compressor.ranker.ranker import Ranker
-from compressor.ranker.rounding import round_spec
-from compressor.ranker.spec import Int8Dynamic, Int8Rows
+from compressor.ranker.rounding import in_fp32, round_spec
+from compressor.ranker.spec import Int8Dynamic, Int8Rows, LinearSpec, TableSpec, float_kind
 from compressor.runtime.folder import MANIFEST
 from compressor.storage import whole_folder, write_json
 
@@ -55,7 +56,8 @@ def export_folder(
 
     Args:
         ranker: what to export. Its spec decides what ``onnx/model.onnx`` is; exits are left out, in ``spec.json`` too:
-            the graph gives the head's scores alone.
+            the graph gives the head's scores alone. One in half precision goes to a file of its own, for GPUs:
+            ``onnx/model.onnx`` computes with the same weights in fp32, as CPUs run half precision slowly or not at all.
         folder: where to; one that exists is replaced.
         manifest: entries to add to ``rankpress.json``: recipe, teacher, data.
         calibration_pairs: (query, document) texts on which ONNX and torch are compared, beside made-up rows.
@@ -71,19 +73,22 @@ def export_folder(
     batches = parity_batches(ranker, calibration_pairs)
     with whole_folder(folder) as partial:
         (partial / "onnx").mkdir()
-        agreement, scores = _write_checked(ranker, partial / MAIN_FILE, "ort", batches)
+        main = in_single_precision(ranker)
+        agreement, scores = _write_checked(main, partial / MAIN_FILE, "ort", batches)
         records = [agreement]
         entries = [asdict(agreement)]
+        if main is not ranker:
+            entries += _write_half(ranker, partial, batches, scores, records)
         if int8_companion and is_float(ranker):
             rounded = int8_version(ranker)
             agreement, rounded_scores = _write_checked(rounded, partial / COMPANION_FILE, "ort", batches)
             records.append(agreement)
             entries.append({**asdict(agreement), "against_main_file": _agreement(scores, rounded_scores)})
         if portable:
-            agreement, _ = _write_checked(ranker, partial / PORTABLE_FILE, "portable", batches)
+            agreement, _ = _write_checked(main, partial / PORTABLE_FILE, "portable", batches)
             records.append(agreement)
             entries.append(asdict(agreement))
-        _write_small_files(ranker, partial)
+        _write_small_files(ranker, main, partial)
         whole = make_manifest(ranker, partial, entries, {"kind": _kind(ranker), **manifest})
         write_json(partial / MANIFEST, whole)
         write_model_card(partial, whole, None)
@@ -109,9 +114,47 @@ def _write_checked(
     return check_parity(ranker, path, batches)
 
 
-def _write_small_files(ranker: Ranker, folder: Path) -> None:
-    if can_be_stock(ranker.spec) is None:
-        stock_checkpoint(ranker, folder)
+def in_single_precision(ranker: Ranker) -> Ranker:
+    """Return the ranker that computes in fp32 with weights that half precision has; itself, where nothing is half."""
+    spec = in_fp32(ranker.spec)
+    if spec == ranker.spec:
+        return ranker
+    floats = {name: float_kind(part.precision) for name, part in _rounded_parts(ranker)}
+    for index, layer in enumerate(ranker.spec.layers):
+        floats |= dict.fromkeys((f"layers.{index}.attention_norm", f"layers.{index}.ffn_norm"), layer.states)
+    weights = {
+        name: to_float_kind(tensor, floats.get(name.rpartition(".")[0], "fp32"))
+        for name, tensor in ranker.weights.items()
+    }
+    return ranker.changed(spec=spec, weights=weights)
+
+
+def _rounded_parts(ranker: Ranker) -> list[tuple[str, LinearSpec | TableSpec]]:
+    return [*linears_of(ranker.spec), *tables_of(ranker.spec)]
+
+
+def _write_half(
+    ranker: Ranker, folder: Path, batches: Sequence[dict[str, np.ndarray]], scores: np.ndarray, records: list[Parity]
+) -> list[dict[str, Any]]:
+    """Write the file in half precision, and return what is known of its agreement with torch and the main file.
+
+    Of bf16 nothing is: ONNX Runtime has no kernels for it on CPUs. Then torch says how far its scores are from fp32's.
+    """
+    kind = next(kind for _, part in _rounded_parts(ranker) if (kind := float_kind(part.precision)) != "fp32")
+    path = folder / HALF_FILES[kind]
+    if kind == "fp16":
+        agreement, found = _write_checked(ranker, path, "ort", batches)
+        records.append(agreement)
+        return [{**asdict(agreement), "against_main_file": _agreement(scores, found)}]
+    path.write_bytes(write_graph(ranker.spec, ranker.weights, "ort").SerializeToString())
+    simulated = torch_results(ranker, batches)
+    cause = "not compared: ONNX Runtime's CPU has no kernels for bf16"
+    return [{"file": path.name, "cause": cause, "simulation_against_main_file": _agreement(scores, simulated)}]
+
+
+def _write_small_files(ranker: Ranker, main: Ranker, folder: Path) -> None:
+    if can_be_stock(main.spec) is None:
+        stock_checkpoint(main, folder)
     write_json(folder / "config.json", write_config(ranker))
     (folder / "spec.json").write_text(ranker.spec.model_dump_json(indent=1) + "\n", encoding="utf-8")
     for name, content in tokenizer_files(ranker).items():

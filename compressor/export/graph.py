@@ -7,18 +7,26 @@ one opset alone, for OpenVINO, TensorRT and other runtimes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
 import onnx
-from onnx import helper
+import torch
+from onnx import TensorProto, helper
+
+from compressor.ranker.spec import FloatKind
 
 Dialect = Literal["ort", "portable"]
 
 # ONNX Runtime 1.18 must load the file: it knows opset 21 and IR 10; opset 17 is the first with LayerNormalization.
 OPSET, IR_VERSION = 17, 8
 FUSED = "com.microsoft"
+_FLOATS: dict[FloatKind, int] = {
+    "fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16,
+}  # fmt: skip
+_HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class Graph:
@@ -26,18 +34,34 @@ class Graph:
 
     Attributes:
         fused: whether ONNX Runtime's own ops may be used.
+        floats: what floats are computed in where nodes are being added, see `computing_in`.
         max_length: longest row in tokens, the size of tables over positions.
     """
 
     def __init__(self, dialect: Dialect, max_length: int) -> None:
         self.fused = dialect == "ort"
         self.max_length = max_length
+        self.floats: FloatKind = "fp32"
         self._model = onnx.ModelProto(ir_version=IR_VERSION, producer_name="rankpress")
         self._model.opset_import.append(helper.make_opsetid("", OPSET))
         if self.fused:
             self._model.opset_import.append(helper.make_opsetid(FUSED, 1))
         self._values: set[str] = set()
-        self._stored: dict[tuple[str, tuple[int, ...], bytes], str] = {}  # content to name of the weight
+        self._weights: set[str] = set()
+        self._stored: dict[tuple[int, tuple[int, ...], bytes], str] = {}  # content to name of the weight
+
+    @contextmanager
+    def computing_in(self, floats: FloatKind) -> Iterator[None]:
+        """Store all float weights and constants of the block in a float kind; who adds nodes casts their inputs."""
+        before, self.floats = self.floats, floats
+        try:
+            yield
+        finally:
+            self.floats = before
+
+    def cast(self, value: str, name: str, before: FloatKind, after: FloatKind) -> str:
+        """Return a float value in another float kind; one that has it already is left alone."""
+        return value if before == after else self.node("Cast", [value], name, to=_FLOATS[after])
 
     def node(self, op: str, inputs: Sequence[str], name: str, *, domain: str = "", **attributes: Any) -> str:
         """Add a node with one result; returns the result's name, which is the node's."""
@@ -63,17 +87,27 @@ class Graph:
         """Return the value of this name; ``make(name)`` writes it the first time."""
         return name if name in self._values else make(name)
 
-    def weight(self, name: str, values: np.ndarray) -> str:
-        """Store a tensor and return its name; a tensor with the same content is stored once, under its first name."""
+    def weight(self, name: str, values: np.ndarray, *, shared: bool = True) -> str:
+        """Store a tensor and return its name; a tensor with the same content is stored once, under its first name.
+
+        Floats are stored in what is computed in where they are asked for. Without ``shared``, a tensor
+        is stored anew.
+        """
+        kind = helper.np_dtype_to_tensor_dtype(values.dtype)
+        if kind == TensorProto.FLOAT and self.floats != "fp32":
+            name, kind = f"{name}.{self.floats}", _FLOATS[self.floats]
+            values = _half(values, self.floats)
         values = np.asarray(values, order="C")
-        key = (values.dtype.str, values.shape, hashlib.blake2b(values.data, digest_size=16).digest())
-        if key not in self._stored:
-            if name in self._stored.values():
-                raise ValueError(f"the graph has two weights named {name!r}")
-            kind = helper.np_dtype_to_tensor_dtype(values.dtype)
-            self._model.graph.initializer.add(name=name, data_type=kind, dims=values.shape, raw_data=values.tobytes())
+        key = (kind, values.shape, hashlib.blake2b(values.data, digest_size=16).digest())
+        if shared and key in self._stored:
+            return self._stored[key]
+        if name in self._weights:
+            raise ValueError(f"the graph has two weights named {name!r}")
+        self._model.graph.initializer.add(name=name, data_type=kind, dims=values.shape, raw_data=values.tobytes())
+        self._weights.add(name)
+        if shared:
             self._stored[key] = name
-        return self._stored[key]
+        return name
 
     def ints(self, *values: int) -> str:
         """Return a constant int64 ``[n]``."""
@@ -84,7 +118,7 @@ class Graph:
         return self.weight(f"int.{value}", np.array(value, dtype=np.int64))
 
     def float_scalar(self, value: float) -> str:
-        """Return a constant float32 scalar."""
+        """Return a constant float scalar."""
         return self.weight(f"float.{value!r}", np.array(value, dtype=np.float32))
 
     def reshape(self, value: str, name: str, *shape: int) -> str:
@@ -104,3 +138,10 @@ class Graph:
         self._model.graph.input.extend(inputs)
         self._model.graph.output.extend(outputs)
         return self._model
+
+
+def _half(values: np.ndarray, floats: FloatKind) -> np.ndarray:
+    """Return the bit patterns of floats in half precision; what is too large becomes the largest number."""
+    largest = torch.finfo(_HALF[floats]).max
+    rounded = torch.from_numpy(values.copy()).clamp(-largest, largest).to(_HALF[floats])
+    return rounded.view(torch.int16).numpy()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -25,12 +26,22 @@ def norm(graph: Graph, name: str, key: str, spec: NormSpec | None, weights: Weig
         return graph.node("LayerNormalization", inputs, name, axis=-1, epsilon=spec.epsilon)
     if graph.fused:  # ONNX Runtime keeps this op of its own in the standard domain
         return graph.node("SimplifiedLayerNormalization", [values, gain], name, axis=-1, epsilon=spec.epsilon)
+    if graph.floats != "fp32":  # squares overflow in half precision, and this is the one norm that is written out
+        return _in_fp32(graph, name, values, lambda wide: norm(graph, f"{name}.fp32", key, spec, weights, wide))
     squares = graph.node("Mul", [values, values], f"{name}.squares")
     mean = graph.node("ReduceMean", [squares], f"{name}.mean", axes=[-1], keepdims=1)
     root = graph.node(
         "Sqrt", [graph.node("Add", [mean, graph.float_scalar(spec.epsilon)], f"{name}.sum")], f"{name}.root"
     )
     return graph.node("Mul", [graph.node("Div", [values, root], f"{name}.unit"), gain], name)
+
+
+def _in_fp32(graph: Graph, name: str, values: str, write: Callable[[str], str]) -> str:
+    floats = graph.floats
+    wide = graph.cast(values, f"{name}.input", floats, "fp32")
+    with graph.computing_in("fp32"):
+        result = write(wide)
+    return graph.cast(result, name, "fp32", floats)
 
 
 def activate(graph: Graph, name: str, kind: Activation, product: Product) -> str:
@@ -87,7 +98,10 @@ def feed_forward(
 def layer(
     graph: Graph, index: int, spec: LayerSpec, weights: Weights, values: str, layout: Layout, first_only: bool
 ) -> str:
-    """Write one layer, ``[T, width] -> [T, width]``, or ``-> [B, width]`` with ``first_only``."""
+    """Write one layer, ``[T, width] -> [T, width]``, or ``-> [B, width]`` with ``first_only``.
+
+    Values come and go in what the layer's states are computed in, and so does the graph meanwhile.
+    """
     name, key = f"layer.{index}", f"layers.{index}"
     residual = first_tokens(graph, layout, values, f"{name}.first") if first_only else values
 

@@ -227,6 +227,8 @@ def attention_bias(graph: Graph, layout: Layout, pattern: AttentionPattern, firs
         return graph.node("Where", [visible, graph.float_scalar(0.0), graph.float_scalar(hidden)], name)
 
     name = f"{layout.name}.bias." + "_".join(str(part) for part in pattern.model_dump().values())
+    if graph.floats != "fp32":
+        name = f"{name}.{graph.floats}"
     return graph.once(f"{name}.first" if pattern.kind != "full" and first_only else name, make)
 
 

@@ -8,9 +8,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compressor.export.graph import FUSED, Graph
-from compressor.ranker.linears import int8_rows, weight_levels
-from compressor.ranker.spec import DenseForm, Int8Dynamic, LinearPrecision, LinearSpec, LowRankForm, TableSpec
+from compressor.export.graph import Graph
+from compressor.export.rounding import block_product, dynamic_product, static_product
+from compressor.ranker.quantizers import int8_rows
+from compressor.ranker.spec import (
+    DenseForm,
+    Int4Blocks,
+    Int8Blocks,
+    Int8Dynamic,
+    Int8Static,
+    LinearPrecision,
+    LinearSpec,
+    LowRankForm,
+    TableSpec,
+    float_kind,
+)
 
 Weights = Mapping[str, Tensor]
 
@@ -46,16 +58,19 @@ def linear(graph: Graph, name: str, key: str, spec: LinearSpec, weights: Weights
         values: packed values ``[T, inputs]``.
     """
     bias = weights[f"{key}.bias"] if spec.bias else None
+    ranges = weights.get(f"{key}.input_ranges")
     if isinstance(spec.form, LowRankForm):
-        thin = _product(graph, f"{name}.thin", weights[f"{key}.down"], None, spec.precision, values)
-        return _product(graph, name, weights[f"{key}.up"], bias, spec.precision, thin.value)
-    return _product(graph, name, weights[f"{key}.weight"], bias, spec.precision, values)
+        first, second = (None, None) if ranges is None else ranges
+        thin = _product(graph, f"{name}.thin", weights[f"{key}.down"], None, spec.precision, values, first)
+        return _product(graph, name, weights[f"{key}.up"], bias, spec.precision, thin.value, second)
+    only = None if ranges is None else ranges[0]
+    return _product(graph, name, weights[f"{key}.weight"], bias, spec.precision, values, only)
 
 
 def fused_linears(
     graph: Graph, name: str, key: str, specs: Mapping[str, LinearSpec], weights: Weights, values: str
 ) -> list[Product]:
-    """Write linears of the same input as columns of one product where their forms and precisions are alike.
+    """Write linears of the same input as columns of one product where forms, precisions and ranges are alike.
 
     Args:
         graph: takes the nodes.
@@ -66,12 +81,15 @@ def fused_linears(
         values: packed values ``[T, inputs]``.
     """
     first = next(iter(specs.values()))
-    if not all(isinstance(spec.form, DenseForm) and spec.precision == first.precision for spec in specs.values()):
+    ranges = [found for part in specs if (found := weights.get(f"{key}.{part}.input_ranges")) is not None]
+    is_one = all(isinstance(spec.form, DenseForm) and spec.precision == first.precision for spec in specs.values())
+    if not is_one or not all(torch.equal(found, ranges[0]) for found in ranges):
         return [linear(graph, f"{name}.{part}", f"{key}.{part}", spec, weights, values) for part, spec in specs.items()]
     stacked = torch.cat([weights[f"{key}.{part}.weight"] for part in specs])
     biases = [weights[f"{key}.{part}.bias"] if spec.bias else torch.zeros(spec.outputs) for part, spec in specs.items()]
     bias = torch.cat(biases) if any(spec.bias for spec in specs.values()) else None
-    whole = _product(graph, f"{name}.{'_'.join(specs)}", stacked, bias, first.precision, values)
+    only = ranges[0][0] if ranges else None
+    whole = _product(graph, f"{name}.{'_'.join(specs)}", stacked, bias, first.precision, values, only)
     return _columns(whole, [spec.outputs for spec in specs.values()])
 
 
@@ -94,10 +112,15 @@ def add_bias(graph: Graph, name: str, product: Product) -> str:
 
 
 def table(graph: Graph, name: str, key: str, spec: TableSpec, weights: Weights, ids: str, first_row: int = 0) -> str:
-    """Look rows up, ``[T] -> [T, width]``; ``first_row`` is the row that id 0 takes."""
+    """Look rows up, ``[T] -> [T, width]`` in fp32; ``first_row`` is the row that id 0 takes."""
     rows = weights[f"{key}.weight"][first_row:]
     if spec.precision.kind != "int8_rows":
-        return graph.node("Gather", [graph.weight(f"{name}.weight", rows.numpy()), ids], name)
+        floats = float_kind(spec.precision)
+        with graph.computing_in(floats):
+            stored = graph.weight(f"{name}.weight", rows.numpy())
+        if floats == "fp32":
+            return graph.node("Gather", [stored, ids], name)
+        return graph.cast(graph.node("Gather", [stored, ids], f"{name}.rows"), name, floats, "fp32")
     values, scales = int8_rows(rows)
     found = graph.node("Gather", [graph.weight(f"{name}.weight", values.numpy()), ids], f"{name}.rows")
     scale = graph.node("Gather", [graph.weight(f"{name}.scale", scales[:, None].numpy()), ids], f"{name}.scales")
@@ -105,36 +128,25 @@ def table(graph: Graph, name: str, key: str, spec: TableSpec, weights: Weights, 
 
 
 def _product(
-    graph: Graph, name: str, weight: Tensor, bias: Tensor | None, precision: LinearPrecision, values: str
-) -> Product:
-    if isinstance(precision, Int8Dynamic):
-        return _int8_product(graph, name, weight, bias, precision, values)
-    value = graph.node("MatMul", [values, graph.weight(f"{name}.weight", weight.numpy().T)], name)
-    return Product(value=value, columns=len(weight), width=len(weight), bias=bias)
-
-
-def _int8_product(
-    graph: Graph, name: str, weight: Tensor, bias: Tensor | None, precision: Int8Dynamic, values: str
-) -> Product:
-    rounded, scales = int8_rows(weight, levels=weight_levels(precision))
-    matrix = graph.weight(f"{name}.weight", rounded.numpy().T)
-    scale = graph.weight(f"{name}.scale", scales.numpy())
-    quantized, input_scale, zero = _quantized(graph, values)
-    width = len(weight)
-    if graph.fused:
-        inputs = [quantized, matrix, input_scale, scale, zero, ""]
-        inputs += [graph.weight(f"{name}.bias", bias.numpy())] if bias is not None else []
-        value = graph.node("MatMulIntegerToFloat", inputs, name, domain=FUSED)
-        return Product(value=value, columns=width, width=width, bias=None)
-    sums = graph.node("MatMulInteger", [quantized, matrix, zero], f"{name}.sums")
-    factors = graph.node("Mul", [input_scale, scale], f"{name}.factors")
-    value = graph.node("Mul", [graph.node("Cast", [sums], f"{name}.float", to=1), factors], name)
-    return Product(value=value, columns=width, width=width, bias=bias)
-
-
-def _quantized(graph: Graph, values: str) -> list[str]:
-    """Round activations to uint8, once for all linears that take them."""
-    outputs = [f"{values}.quantized", f"{values}.quantized.scale", f"{values}.quantized.zero_point"]
-    if graph.has(outputs[0]):
-        return outputs
-    return graph.nodes("DynamicQuantizeLinear", [values], outputs, name=f"{values}.quantize")
+    graph: Graph, name: str, weight: Tensor, bias: Tensor | None, precision: LinearPrecision, values: str,
+    input_range: Tensor | None,
+) -> Product:  # fmt: skip
+    around, own = graph.floats, float_kind(precision)
+    if around != own:
+        values = graph.cast(values, f"{name}.input", around, own)
+        with graph.computing_in(own):
+            product = _product(graph, f"{name}.product", weight, bias, precision, values, input_range)
+            value = add_bias(graph, f"{name}.biased", product)
+        value = graph.cast(value, name, own, around)
+        return Product(value=value, columns=len(weight), width=len(weight), bias=None)
+    match precision:
+        case Int8Dynamic():
+            value, left = dynamic_product(graph, name, weight, bias, precision, values)
+        case Int8Static():
+            assert input_range is not None  # noqa: S101  # the weights were checked against the spec
+            value, left = static_product(graph, name, weight, bias, precision, values, input_range)
+        case Int8Blocks() | Int4Blocks():
+            value, left = block_product(graph, name, weight, precision, values), bias
+        case _:
+            value, left = graph.node("MatMul", [values, graph.weight(f"{name}.weight", weight.numpy().T)], name), bias
+    return Product(value=value, columns=len(weight), width=len(weight), bias=left)

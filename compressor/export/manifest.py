@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import platform
+from collections import Counter
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from compressor import __version__
+from compressor.ranker.cost import linears_of, tables_of
 from compressor.ranker.ranker import Ranker
+from compressor.ranker.spec import RankerSpec
 from compressor.runtime.folder import MAIN_FILE_KEY, MANIFEST
 from compressor.storage import sha256_file
 
 MAIN_FILE = "onnx/model.onnx"
 COMPANION_FILE = "onnx/model_quantized.onnx"
 PORTABLE_FILE = "onnx/model_portable.onnx"
+HALF_FILES = {"fp16": "onnx/model_fp16.onnx", "bf16": "onnx/model_bf16.onnx"}
 CARD = "README.md"
 _ROLES = {
     MAIN_FILE: "main",
     COMPANION_FILE: "companion: the main file in dynamic int8",
     PORTABLE_FILE: "portable: the main file in standard ops",
+    **{file: f"{kind}: the ranker in half precision, for GPUs" for kind, file in HALF_FILES.items()},
     "model.safetensors": "checkpoint: loads with transformers and sentence-transformers",
     "spec.json": "shape",
     "config.json": "settings",
 }
+# MatMulNBits took 4 bits alone at first; other CPUs than x86 got 8 bits later still.
+_RUNTIMES = {"int8_blocks": "1.22 or later on x86 CPUs: MatMulNBits with 8 bits"}
 _PACKAGES = ("torch", "transformers", "onnx", "onnxruntime", "tokenizers", "numpy")
 # What decides how fast, and on old CPUs how exactly, int8 runs.
 _FLAGS = frozenset((
@@ -54,6 +61,7 @@ def make_manifest(
             for path in sorted(folder.rglob("*"))
             if path.is_file() and path.name not in (CARD, MANIFEST)
         },
+        "precision": _precision(ranker.spec),
         "parity": parity,
         "history": [record.model_dump(mode="json") for record in ranker.history],
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
@@ -63,6 +71,18 @@ def make_manifest(
     if clash:
         raise ValueError(f"the manifest writes these keys itself: {', '.join(sorted(clash))}")
     return {**manifest, **more}
+
+
+def _precision(spec: RankerSpec) -> dict[str, Any]:
+    """Return what linears and tables compute in, and what that asks of a runtime."""
+    linears = [linear.precision for _, linear in linears_of(spec)]
+    kinds = Counter(precision.kind for precision in linears)
+    return {
+        "linears": dict(kinds),
+        "tables": dict(Counter(table.precision.kind for _, table in tables_of(spec))),
+        "is_batch_invariant": all(precision.is_batch_invariant for precision in linears),
+        "onnxruntime": next((text for kind, text in _RUNTIMES.items() if kind in kinds), "1.18 or later"),
+    }
 
 
 def cpu() -> dict[str, Any]:

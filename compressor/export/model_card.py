@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from compressor.export.manifest import CARD, COMPANION_FILE, PORTABLE_FILE
+from compressor.export.manifest import CARD, COMPANION_FILE, HALF_FILES, PORTABLE_FILE
 from compressor.storage import write_whole
 
 
@@ -82,8 +82,12 @@ def _usage(manifest: Mapping[str, Any]) -> str:
     parts.append(_SERVERS)
     if COMPANION_FILE in manifest["files"]:
         parts.append(_COMPANION)
-    if COMPANION_FILE in manifest["files"] or any(record["verb"] == "quantize" for record in manifest["history"]):
+    kinds = manifest["precision"]["linears"]
+    if COMPANION_FILE in manifest["files"] or {"int8_dynamic", "int8_static"} & kinds.keys():
         parts.append(_OLD_CPUS)
+    if {"int8_blocks", "int4_blocks"} & kinds.keys():
+        parts.append(_BLOCKS.format(runtime=manifest["precision"]["onnxruntime"]))
+    parts += [_HALF.format(file=file) for file in HALF_FILES.values() if file in manifest["files"]]
     if PORTABLE_FILE in manifest["files"]:
         parts.append("`onnx/model_portable.onnx` holds the same ranker in standard ops, for OpenVINO and TensorRT.\n")
     return "\n".join(parts)
@@ -174,4 +178,12 @@ _OLD_CPUS = """**int8 on x86 CPUs without VNNI** (Intel before Cascade Lake, AMD
 Runtime sums products there in 16 bits, which saturate, and scores are wrong. rankpress asks for wide sums; in another
 runtime set the session option `session.x64quantprecision` to `1`, or compress with `quantize: {reduce_range: true}`,
 whose 7-bit weights are safe everywhere.
+"""
+
+_BLOCKS = """**Weights by blocks** (`MatMulNBits`): `onnx/model.onnx` wants ONNX Runtime {runtime}. Products are those
+of whole numbers where its kernels for a CPU know how, else of floats: scores differ a little between such CPUs.
+"""
+
+_HALF = """`{file}` computes in half precision, for GPUs; the head, the inputs and the output stay as they are, so that
+callers need not change. `onnx/model.onnx` computes with the same weights in fp32, for CPUs.
 """

@@ -13,7 +13,7 @@ import torch
 from compressor.errors import RunError
 from compressor.ranker.cost import linears_of
 from compressor.ranker.ranker import Ranker
-from compressor.ranker.spec import RankerSpec
+from compressor.ranker.spec import RankerSpec, float_kind
 from compressor.runtime.batching import padded, token_budget_batches
 from compressor.runtime.session import open_session
 
@@ -28,10 +28,14 @@ _MAGNIFIED_CAUSE = (
     "fp32 sums in another order: this ranker magnifies what they round; allowed is 4 times the distance of the torch "
     "module's own results from those it gives in fp64"
 )
-_INT8_CAUSE = (
-    "8-bit rounding: a change in the last bits pushes activations over a rounding step, and so on from layer to layer; "
-    "allowed is 4 times the movement of the torch simulation when its biases and gains change by one part in a million"
+_ROUNDING_CAUSE = (
+    "{what} rounding: a change in the last bits pushes activations over a rounding step, and so on from layer to "
+    "layer; allowed is 4 times the movement of the torch simulation when its biases and gains change by one part in "
+    "{parts}"
 )
+_HALF_CAUSE = "; which states are rounded between two operators differs between runtimes"
+# How much biases and gains are changed: where sums are fp32, by what their order moves; else by half a step.
+_NOISE = {"fp32": 1_000_000, "fp16": 2**11, "bf16": 2**8}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,9 +104,10 @@ def check_parity(ranker: Ranker, path: Path, batches: Sequence[dict[str, np.ndar
         raise RunError(f"{path.name} gives the shape {list(found.shape)}, the ranker {list(expected.shape)}")
     largest, rms = _distance(found, expected)
     allowed_max = allowed_rms = _FLOAT_TOLERANCE
-    cause, noise = _FLOAT_CAUSE, None
-    if any(linear.precision.kind != "fp32" for _, linear in linears_of(ranker.spec)):
-        cause, noise = _INT8_CAUSE, _rounding_noise(ranker, batches, expected)
+    cause, parts = _rounding(ranker.spec)
+    noise = None
+    if parts:
+        noise = _rounding_noise(ranker, batches, expected, 1 / parts)
     elif largest > _FLOAT_TOLERANCE:
         cause, noise = _MAGNIFIED_CAUSE, _distance(expected, torch_results(ranker, batches, torch.float64))
     if noise:
@@ -121,28 +126,39 @@ def check_parity(ranker: Ranker, path: Path, batches: Sequence[dict[str, np.ndar
     return parity, found
 
 
+def _rounding(spec: RankerSpec) -> tuple[str, int]:
+    """Return why scores may differ, and by one part in how many the noise is that stands for it; 0 in plain fp32."""
+    precisions = [linear.precision for _, linear in linears_of(spec)]
+    floats = next((kind for one in precisions if (kind := float_kind(one)) != "fp32"), "fp32")
+    if floats == "fp32" and all(precision.kind == "fp32" for precision in precisions):
+        return _FLOAT_CAUSE, 0
+    parts = _NOISE[floats]
+    what = "8-bit" if floats == "fp32" else floats
+    return _ROUNDING_CAUSE.format(what=what, parts=f"{parts:,}") + ("" if floats == "fp32" else _HALF_CAUSE), parts
+
+
 def _distance(found: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
     gaps = np.abs(found.astype(np.float64) - expected)
     return float(gaps.max()), float(np.sqrt((gaps**2).mean()))
 
 
 def _rounding_noise(
-    ranker: Ranker, batches: Sequence[dict[str, np.ndarray]], expected: np.ndarray
+    ranker: Ranker, batches: Sequence[dict[str, np.ndarray]], expected: np.ndarray, noise: float
 ) -> tuple[float, float]:
     """Return how far the simulation's results move when nothing but last bits changes, on the batch with most rows."""
     sizes = [len(batch["input_ids"]) for batch in batches]
     chosen = int(np.argmax(sizes))
     start = sum(sizes[:chosen])
-    moved = torch_results(_nudged(ranker), [batches[chosen]])
+    moved = torch_results(_nudged(ranker, noise), [batches[chosen]])
     return _distance(moved, expected[start : start + sizes[chosen]])
 
 
-def _nudged(ranker: Ranker) -> Ranker:
-    """Return the ranker with biases and gains changed by one part in a million: what its rounding makes of noise."""
+def _nudged(ranker: Ranker, noise: float) -> Ranker:
+    """Return the ranker with biases and gains changed by a share of themselves: what its rounding makes of noise."""
     generator = torch.Generator().manual_seed(0)
 
     def nudge(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor * (1 + 1e-6 * torch.randn(tensor.shape, generator=generator)) if tensor.dim() == 1 else tensor
+        return tensor * (1 + noise * torch.randn(tensor.shape, generator=generator)) if tensor.dim() == 1 else tensor
 
     return ranker.changed(weights={name: nudge(tensor) for name, tensor in ranker.weights.items()})
 

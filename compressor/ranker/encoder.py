@@ -162,13 +162,18 @@ def expected_shapes(spec: RankerSpec) -> dict[str, tuple[int, ...]]:
 
 
 def random_weights(spec: RankerSpec, seed: int, scale: float = 0.02) -> dict[str, Tensor]:
-    """Return weights for a new ranker: normal matrices, unit norms, zero biases; codes name atoms at random."""
+    """Return weights for a new ranker: normal matrices, unit norms, zero biases.
+
+    Ranges are those of activations near 1; codes name atoms at random.
+    """
     generator = torch.Generator().manual_seed(seed)
     weights = {}
     expected = expected_tensors(spec)
     for name, tensor in expected.items():
         shape = tuple(tensor.shape)
-        if not tensor.is_floating_point():
+        if name.endswith(".input_ranges"):
+            weights[name] = torch.tensor([-4.0, 4.0]).expand(shape).clone()
+        elif not tensor.is_floating_point():
             drawn = torch.rand(
                 *shape[:2], expected[f"{name.removesuffix('indices')}atoms"].shape[1], generator=generator
             )

@@ -7,49 +7,29 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compressor.ranker.dense_sparse import INDEX_TYPES, matrix_of_codes, spread
-from compressor.ranker.spec import DenseSparseForm, Int8Dynamic, LinearSpec, LowRankForm, TableSpec
-
-
-def int8_rows(weight: Tensor, *, levels: int = 127) -> tuple[Tensor, Tensor]:
-    """Quantize a matrix symmetrically with one scale per row.
-
-    Args:
-        weight: float ``[rows, columns]``; a linear's rows are its output channels.
-        levels: the largest magnitude, 127 for 8 bits, 63 for 7.
-
-    Returns:
-        int8 ``[rows, columns]`` and float ``[rows]`` scales; ``values * scales[:, None]`` is near ``weight``.
-        A row of zeros has scale 1.
-    """
-    largest = weight.detach().float().abs().amax(dim=1)
-    scales = torch.where(largest > 0, largest / levels, torch.ones_like(largest))
-    values = torch.round(weight.detach().float() / scales[:, None]).clamp(-levels, levels).to(torch.int8)
-    return values, scales
-
-
-def weight_levels(precision: Int8Dynamic) -> int:
-    """Return the largest int8 magnitude that the precision allows."""
-    return 63 if precision.reduce_range else 127
-
-
-def uint8_activations(values: Tensor) -> Tensor:
-    """Round activations as ONNX `DynamicQuantizeLinear` does: one scale and zero point for the whole tensor."""
-    low = values.detach().amin().clamp(max=0)
-    high = values.detach().amax().clamp(min=0)
-    scale = ((high - low) / 255).clamp(min=torch.finfo(torch.float32).tiny)
-    zero = torch.round(-low / scale)
-    rounded = (torch.clamp(torch.round(values / scale) + zero, 0, 255) - zero) * scale
-    return straight_through(values, rounded)
-
-
-def straight_through(values: Tensor, rounded: Tensor) -> Tensor:
-    """Return ``rounded`` in the forward pass and pass gradients on as if nothing had been rounded."""
-    return values + (rounded - values).detach() if values.requires_grad else rounded
-
-
-def _rounded_rows(weight: Tensor, levels: int) -> Tensor:
-    values, scales = int8_rows(weight, levels=levels)
-    return straight_through(weight, values.to(weight.dtype) * scales[:, None].to(weight.dtype))
+from compressor.ranker.quantizers import (
+    block_activations,
+    rounded_blocks,
+    rounded_rows,
+    to_float_kind,
+    uint8_activations,
+    weight_levels,
+)
+from compressor.ranker.spec import (
+    BFloat16,
+    DenseSparseForm,
+    Float16,
+    Float32,
+    FloatKind,
+    Int4Blocks,
+    Int8Blocks,
+    Int8Dynamic,
+    Int8Static,
+    LinearSpec,
+    LowRankForm,
+    TableSpec,
+    float_kind,
+)
 
 
 def _first(weight: Tensor, rows: int | None, columns: int | None) -> Tensor:
@@ -64,6 +44,7 @@ class Linear(nn.Module):
     """
 
     indices: Tensor
+    input_ranges: Tensor
 
     def __init__(self, spec: LinearSpec) -> None:
         super().__init__()
@@ -79,13 +60,16 @@ class Linear(nn.Module):
         else:
             self.weight = nn.Parameter(torch.empty(spec.outputs, spec.inputs))
         self.bias = nn.Parameter(torch.empty(spec.outputs)) if spec.bias else None
+        if isinstance(spec.precision, Int8Static):  # observed, not learned: an optimizer never sees it
+            n_products = 2 if isinstance(spec.form, LowRankForm) else 1
+            self.register_buffer("input_ranges", torch.empty(n_products, 2))
 
     def forward(self, values: Tensor, *, outputs: int | None = None, inputs: int | None = None) -> Tensor:
         bias = self.bias if self.bias is None or outputs is None else self.bias[:outputs]
         if isinstance(self.spec.form, LowRankForm):
-            inner = self._product(values, _first(self.down, None, inputs), None)
-            return self._product(inner, _first(self.up, outputs, None), bias)
-        return self._product(values, _first(self.matrix(), outputs, inputs), bias)
+            inner = self._product(0, values, _first(self.down, None, inputs), None)
+            return self._product(1, inner, _first(self.up, outputs, None), bias)
+        return self._product(0, values, _first(self.matrix(), outputs, inputs), bias)
 
     def matrix(self) -> Tensor:
         """Return the matrix that the linear multiplies by, ``[outputs, inputs]``."""
@@ -95,15 +79,29 @@ class Linear(nn.Module):
             return matrix_of_codes(self.spec.form, spread(self.spec.form, self.values, self.indices), self.atoms)
         return self.weight
 
-    def _product(self, values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        precision = self.spec.precision
-        if isinstance(precision, Int8Dynamic):
-            return F.linear(uint8_activations(values), _rounded_rows(weight, weight_levels(precision)), bias)
-        return F.linear(values, weight, bias)
+    def _product(self, index: int, values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        match self.spec.precision:
+            case Float32():
+                return F.linear(values, weight, bias)
+            case Int8Dynamic() as precision:
+                return F.linear(uint8_activations(values), rounded_rows(weight, weight_levels(precision)), bias)
+            case Int8Static() as precision:
+                rounded = uint8_activations(values, *self.input_ranges[index])
+                return F.linear(rounded, rounded_rows(weight, weight_levels(precision)), bias)
+            case Int8Blocks(bits=bits, block_size=size) | Int4Blocks(bits=bits, block_size=size):
+                return F.linear(block_activations(values, size), rounded_blocks(weight, bits, size), bias)
+            case Float16() | BFloat16() as precision:
+                return _half_product(values, weight, bias, float_kind(precision))
+
+
+def _half_product(values: Tensor, weight: Tensor, bias: Tensor | None, kind: FloatKind) -> Tensor:
+    """Compute with rounded factors; sums are wide, what leaves the product and what leaves the addition is rounded."""
+    product = to_float_kind(F.linear(to_float_kind(values, kind), to_float_kind(weight, kind)), kind)
+    return product if bias is None else to_float_kind(product + to_float_kind(bias, kind), kind)
 
 
 class Table(nn.Module):
-    """A lookup table ``[rows, width]`` in the spec's precision."""
+    """A lookup table ``[rows, width]`` in the spec's precision; what is looked up is fp32."""
 
     def __init__(self, spec: TableSpec) -> None:
         super().__init__()
@@ -112,4 +110,6 @@ class Table(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         rows = F.embedding(ids, self.weight)  # [T, width]
-        return _rounded_rows(rows, 127) if self.spec.precision.kind == "int8_rows" else rows
+        if self.spec.precision.kind == "int8_rows":
+            return rounded_rows(rows)
+        return to_float_kind(rows, float_kind(self.spec.precision))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
@@ -67,30 +67,101 @@ class DenseSparseForm(Record):
 LinearForm = Annotated[DenseForm | LowRankForm | DenseSparseForm, Field(discriminator="kind")]
 
 
-class Float32(Record):
+class Precision(Record):
+    """The numbers that a linear or a table computes with.
+
+    ``is_batch_invariant``: whether a row's result depends on that row alone, up to the order of sums.
+    """
+
+    is_batch_invariant: ClassVar[bool] = True
+
+
+class Float32(Precision):
     """IEEE single precision."""
 
     kind: Literal["fp32"] = "fp32"
 
 
-class Int8Dynamic(Record):
+class Float16(Precision):
+    """IEEE half precision, 11 bits up to 65,504, for GPUs: weights, inputs and outputs.
+
+    A layer with such a linear computes all of itself in it, `LayerSpec.states`.
+    """
+
+    kind: Literal["fp16"] = "fp16"
+
+
+class BFloat16(Precision):
+    """Half precision of 8 bits with the range of single precision, for GPUs; otherwise as `Float16`."""
+
+    kind: Literal["bf16"] = "bf16"
+
+
+class Int8Dynamic(Precision):
     """Weights int8, symmetric, one scale per output channel; activations uint8, one scale and zero point per call.
 
     ``reduce_range`` keeps weights within 7 bits, for CPUs without VNNI whose 16-bit sums saturate.
     """
 
+    is_batch_invariant: ClassVar[bool] = False
+
     kind: Literal["int8_dynamic"] = "int8_dynamic"
     reduce_range: bool = False
 
 
-class Int8Rows(Record):
+class Int8Static(Precision):
+    """Weights as in `Int8Dynamic`; activations uint8 with a scale and zero point that were fixed beforehand.
+
+    The range that they cover is a tensor among the weights, ``input_ranges`` ``[products, 2]``: the lowest and the
+    highest number of each matrix product's input; a low-rank linear has two products.
+    """
+
+    kind: Literal["int8_static"] = "int8_static"
+    reduce_range: bool = False
+
+
+BlockSize = Literal[32, 64, 128]
+
+
+class Int8Blocks(Precision):
+    """Weights int8, symmetric, one scale for every ``block_size`` inputs of an output channel.
+
+    Activations int8, symmetric, one scale for every ``block_size`` numbers of a token.
+    """
+
+    bits: ClassVar[int] = 8
+
+    kind: Literal["int8_blocks"] = "int8_blocks"
+    block_size: BlockSize = 32
+
+
+class Int4Blocks(Precision):
+    """As `Int8Blocks`, with weights in 4 bits; activations stay in 8."""
+
+    bits: ClassVar[int] = 4
+
+    kind: Literal["int4_blocks"] = "int4_blocks"
+    block_size: BlockSize = 32
+
+
+class Int8Rows(Precision):
     """A lookup table in int8, symmetric, one scale per row."""
 
     kind: Literal["int8_rows"] = "int8_rows"
 
 
-LinearPrecision = Annotated[Float32 | Int8Dynamic, Field(discriminator="kind")]
-TablePrecision = Annotated[Float32 | Int8Rows, Field(discriminator="kind")]
+LinearPrecision = Annotated[
+    Float32 | Float16 | BFloat16 | Int8Dynamic | Int8Static | Int8Blocks | Int4Blocks, Field(discriminator="kind")
+]
+TablePrecision = Annotated[Float32 | Float16 | BFloat16 | Int8Rows, Field(discriminator="kind")]
+FloatKind = Literal["fp32", "fp16", "bf16"]
+
+
+def float_kind(precision: Precision) -> FloatKind:
+    """Return the floats that a precision takes and gives."""
+    if isinstance(precision, Float16):
+        return "fp16"
+    return "bf16" if isinstance(precision, BFloat16) else "fp32"
 
 
 class LinearSpec(Record):

@@ -2,37 +2,84 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from compressor.ranker.spec import Int8Dynamic, Int8Rows, LinearSpec, RankerSpec, TableSpec
+from compressor.ranker.cost import linears_of
+from compressor.ranker.spec import (
+    Float32,
+    LinearPrecision,
+    LinearSpec,
+    RankerSpec,
+    TablePrecision,
+    TableSpec,
+    float_kind,
+)
 from compressor.records import Record
 
 
-def round_spec(spec: RankerSpec, linear: Int8Dynamic, table: Int8Rows | None) -> RankerSpec:
+def roundable_linears(spec: RankerSpec) -> list[str]:
+    """Return the names of the linears that passes round: all but those of the head and of exits, in order."""
+    return [name for name, _ in linears_of(spec) if not name.startswith("head.") and ".exit." not in name]
+
+
+def with_precisions(
+    spec: RankerSpec, linears: Mapping[str, LinearPrecision], table: TablePrecision | None = None
+) -> RankerSpec:
+    """Return a spec in which some linears, and all tables where ``table`` is given, have these precisions.
+
+    Args:
+        spec: the shape.
+        linears: precision by name, ``layers.3.ffn.down``; the others stay as they are.
+        table: the precision of every lookup table.
+
+    Raises:
+        ValueError: there is no such linear outside the head and the exits, or fp16 and bf16 meet in one layer.
+    """
+    unknown = sorted(linears.keys() - set(roundable_linears(spec)))
+    if unknown:
+        raise ValueError(f"no linears to round: {', '.join(unknown)}")
+
+    def changed(name: str, part: LinearSpec | TableSpec) -> Record:
+        if isinstance(part, TableSpec):
+            return part.changed(precision=table) if table else part
+        return part.changed(precision=linears[name]) if name in linears else part
+
+    return _with_parts(spec, changed)
+
+
+def round_spec(spec: RankerSpec, linear: LinearPrecision, table: TablePrecision | None) -> RankerSpec:
     """Return a spec whose linears, and tables where ``table`` is given, have these precisions.
 
     The head and the exits stay as they are.
     """
+    return with_precisions(spec, dict.fromkeys(roundable_linears(spec), linear), table)
 
-    def rounded(part: Record) -> Record:
-        if isinstance(part, LinearSpec):
-            return part.changed(precision=linear)
-        return part.changed(precision=table) if isinstance(part, TableSpec) and table else part
 
+def in_fp32(spec: RankerSpec) -> RankerSpec:
+    """Return a spec whose half-precision parts are fp32; what is rounded to whole numbers stays so."""
+    return _with_parts(
+        spec,
+        lambda _, part: part if float_kind(part.precision) == "fp32" else part.changed(precision=Float32()),
+    )
+
+
+def _with_parts(spec: RankerSpec, change: Callable[[str, LinearSpec | TableSpec], Record]) -> RankerSpec:
+    """Return a spec with its tables and its linears changed by name, those of the head and of exits excepted."""
     return spec.changed(
-        embeddings=_map_parts(spec.embeddings, rounded),
+        embeddings=_changed("embeddings", spec.embeddings, change),
         layers=tuple(
             layer.changed(
                 **{
-                    name: _map_parts(block, rounded)
+                    name: _changed(f"layers.{index}.{name}", block, change)
                     for name, block in (("attention", layer.attention), ("ffn", layer.ffn))
                     if block
                 }
             )
-            for layer in spec.layers
+            for index, layer in enumerate(spec.layers)
         ),
     )
 
 
-def _map_parts(record: Record, change: Callable[[Record], Record]) -> Record:
-    return record.changed(**{name: change(value) for name, value in record if isinstance(value, Record)})
+def _changed(place: str, record: Record, change: Callable[[str, LinearSpec | TableSpec], Record]) -> Record:
+    parts = {name: value for name, value in record if isinstance(value, LinearSpec | TableSpec)}
+    return record.changed(**{name: change(f"{place}.{name}", value) for name, value in parts.items()})

@@ -2,15 +2,14 @@
 
 Weights are named after the spec (`layers.3.attention.query.weight`): a ranker is its spec plus a flat set of tensors.
 Layers need not be alike: each has its own heads, widths, norms, linear forms and precisions. The parts are defined in
-`parts_spec`, `attention_spec` and `head_spec`; all of them are imported from here.
+`parts_spec`, `attention_spec`, `ffn_spec` and `head_spec`; all of them are imported from here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Discriminator, Field, NonNegativeInt, PositiveInt, Tag, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from compressor.ranker.attention_spec import (
     AttentionPattern,
@@ -20,14 +19,21 @@ from compressor.ranker.attention_spec import (
     RotarySpec,
     WindowPattern,
 )
+from compressor.ranker.ffn_spec import FeedForwardBlock, FeedForwardSpec, LinearMapSpec
 from compressor.ranker.head_spec import ClassifierHead, Head, SimilarityHead
 from compressor.ranker.parts_spec import (
     Activation,
+    BFloat16,
     DenseForm,
     DenseSparseForm,
+    Float16,
     Float32,
+    FloatKind,
+    Int4Blocks,
+    Int8Blocks,
     Int8Dynamic,
     Int8Rows,
+    Int8Static,
     LinearForm,
     LinearPrecision,
     LinearSpec,
@@ -35,6 +41,7 @@ from compressor.ranker.parts_spec import (
     NormSpec,
     TablePrecision,
     TableSpec,
+    float_kind,
 )
 from compressor.records import Record
 
@@ -42,6 +49,7 @@ __all__ = [
     "Activation",
     "AttentionPattern",
     "AttentionSpec",
+    "BFloat16",
     "CausalPattern",
     "ClassifierHead",
     "DenseForm",
@@ -50,11 +58,16 @@ __all__ = [
     "EmbeddingsSpec",
     "Family",
     "FeedForwardSpec",
+    "Float16",
     "Float32",
+    "FloatKind",
     "FullPattern",
     "Head",
+    "Int4Blocks",
+    "Int8Blocks",
     "Int8Dynamic",
     "Int8Rows",
+    "Int8Static",
     "LayerSpec",
     "LinearForm",
     "LinearMapSpec",
@@ -68,6 +81,7 @@ __all__ = [
     "TablePrecision",
     "TableSpec",
     "WindowPattern",
+    "float_kind",
 ]
 
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -98,43 +112,6 @@ class EmbeddingsSpec(Record):
         return self
 
 
-class FeedForwardSpec(Record):
-    """``down(act(up(x)))``, or with a gate ``down(act(gate(x)) * up(x))``."""
-
-    activation: Activation
-    up: LinearSpec
-    gate: LinearSpec | None = None
-    down: LinearSpec
-
-    @property
-    def width(self) -> int:
-        return self.up.outputs
-
-    @model_validator(mode="after")
-    def _widths_agree(self) -> Self:
-        if self.down.inputs != self.width or (self.gate and self.gate.outputs != self.width):
-            raise ValueError(f"up, gate and down disagree about the width ({self.width})")
-        return self
-
-
-class LinearMapSpec(Record):
-    """``down(x)``: one linear map in the place of a feed-forward, without neurons of its own."""
-
-    down: LinearSpec
-
-
-def _kind_of_ffn(value: Any) -> str:
-    is_map = set(value) == {"down"} if isinstance(value, Mapping) else isinstance(value, LinearMapSpec)
-    return "linear_map" if is_map else "feed_forward"
-
-
-# Told apart by what they have: specs that were stored before there were linear maps stay as they are.
-_FeedForward = Annotated[
-    Annotated[FeedForwardSpec, Tag("feed_forward")] | Annotated[LinearMapSpec, Tag("linear_map")],
-    Discriminator(_kind_of_ffn),
-]
-
-
 class LayerSpec(Record):
     """One encoder layer. A norm that is absent is the identity (ModernBERT's first attention norm).
 
@@ -149,7 +126,7 @@ class LayerSpec(Record):
     norm_placement: Literal["post", "pre"]
     attention: AttentionSpec | None
     attention_norm: NormSpec | None
-    ffn: _FeedForward | None
+    ffn: FeedForwardBlock | None
     ffn_norm: NormSpec | None
     token_rule: None = None
     exit: ClassifierHead | None = None
@@ -168,6 +145,21 @@ class LayerSpec(Record):
     def ffn_width(self) -> int:
         """Feed-forward neurons; 0 without a feed-forward, and of a linear map, which has none."""
         return self.ffn.width if isinstance(self.ffn, FeedForwardSpec) else 0
+
+    @property
+    def states(self) -> FloatKind:
+        """What all between the layer's linears is computed in: half precision where any linear has it, else fp32."""
+        return next((kind for kind in self._float_kinds() if kind != "fp32"), "fp32")
+
+    def _float_kinds(self) -> list[FloatKind]:
+        parts = [part for block in (self.attention, self.ffn) if block for _, part in block]
+        return [float_kind(part.precision) for part in parts if isinstance(part, LinearSpec)]
+
+    @model_validator(mode="after")
+    def _one_half_precision(self) -> Self:
+        if {"fp16", "bf16"} <= set(self._float_kinds()):
+            raise ValueError("fp16 and bf16 do not go together within a layer")
+        return self
 
     @model_validator(mode="after")
     def _no_norm_is_read_by_nobody(self) -> Self:

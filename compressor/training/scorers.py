@@ -171,7 +171,7 @@ def _torch_runner(
 
 
 def refuse_quantized_teacher(ranker: Ranker, name: str) -> None:
-    """Refuse a teacher whose linears are rounded: its scores would depend on batch mates.
+    """Refuse a teacher whose linears are rounded: its scores would depend on batch mates, or on the CPU's kernels.
 
     Raises:
         InputError: says what to name instead.
@@ -182,7 +182,7 @@ def refuse_quantized_teacher(ranker: Ranker, name: str) -> None:
         raise InputError(
             Fault(
                 source="teacher",
-                found=f"{name}, a quantized ranker, whose scores depend on their batch mates",
+                found=f"{name}, a quantized ranker, whose scores depend on their batch mates or on the CPU",
                 allowed="a ranker in fp32",
                 fix="name the folder under stages/ from before its quantize",
             )

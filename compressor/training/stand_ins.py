@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from compressor.ranker.dense_sparse import INDEX_TYPES, matrix_of_codes, spread
 from compressor.ranker.encoder import Encoder
-from compressor.ranker.linears import Linear, straight_through
+from compressor.ranker.linears import Linear
+from compressor.ranker.quantizers import straight_through
 from compressor.ranker.spec import DenseSparseForm
 from compressor.training.objective import Objective
 

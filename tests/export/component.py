@@ -40,6 +40,9 @@ def tensors(module: torch.nn.Module, prefix: str, scale: float = 0.5) -> dict[st
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
+        for name, buffer in module.named_buffers():
+            assert name.endswith("input_ranges")
+            buffer.copy_(torch.tensor([-2.0, 1.5]))  # some of the inputs lie outside
     module.requires_grad_(False).eval()
     return {f"{prefix}.{name}": tensor for name, tensor in module.state_dict().items()}
 

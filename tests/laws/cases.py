@@ -207,6 +207,25 @@ CASES = {
     ),
 }
 
+_FLIPS = "a sum that lands on the other side of a rounding step moves by that step"
+_ROUNDED: dict[str, Any] = {"neutral": {"scheme": "none"}, "no_mask": "rounding removes nothing"}
+
+
+def _rounding(batch_atol: float, export_atol: float, **settings: Any) -> Case:
+    return Case(
+        active=settings, batch_atol=(batch_atol, _FLIPS), export_atol=(export_atol, _FLIPS),
+        mistyped={"schema": "int8_static"}, **_ROUNDED,
+    )  # fmt: skip
+
+
+# More rows of a pass, for settings that compute something else; the word behind the verb is a name.
+MORE_CASES = {
+    "quantize int8_static": _rounding(1e-3, 5e-3, scheme="int8_static", observer="entropy", n_pairs=16),
+    "quantize int8_blocks": _rounding(1e-3, 5e-3, scheme="int8_blocks", block_size=64),
+    "quantize int4_blocks": _rounding(1e-3, 5e-3, scheme="int4_blocks", keep_fp32=(0, "*.ffn.down")),
+    "quantize fp16": _rounding(1e-3, 5e-3, scheme="fp16"),
+}
+
 # Ordered pairs of passes that are refused, with what the message must say.
 _FACTORIZE = ("dense_sparse", "factorize", "learn_factors")
 _NEED_WHOLE = (

@@ -8,7 +8,8 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from compressor.ranker.linears import Linear, Table, int8_rows, straight_through, uint8_activations
+from compressor.ranker.linears import Linear, Table
+from compressor.ranker.quantizers import int8_rows, straight_through, uint8_activations
 from compressor.ranker.spec import DenseSparseForm, Int8Dynamic, Int8Rows, LinearSpec, LowRankForm, TableSpec
 
 

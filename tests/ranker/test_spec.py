@@ -102,9 +102,9 @@ REFUSALS: dict[str, tuple[tuple[str | int, ...], Any, str]] = {
     ),
     "rank of zero": ((*_FFN, "up", "form"), {"kind": "low_rank", "rank": 0}, "greater than 0"),
     "unknown form": ((*_FFN, "up", "form"), {"kind": "monarch"}, "'dense', 'low_rank'"),
-    "unknown precision": ((*_FFN, "up", "precision"), {"kind": "int3"}, "'fp32', 'int8_dynamic'"),
+    "unknown precision": ((*_FFN, "up", "precision"), {"kind": "int3"}, "'int8_dynamic', 'int8_static'"),
     "table in a linear's precision": (
-        ("embeddings", "tokens", "precision"), {"kind": "int8_dynamic"}, "'fp32', 'int8_rows'",
+        ("embeddings", "tokens", "precision"), {"kind": "int8_dynamic"}, "'bf16', 'int8_rows'",
     ),
     "norm placement": ((*_LAYER, "norm_placement"), "middle", "Input should be 'post' or 'pre'"),
     "norm kind": ((*_LAYER, "ffn_norm", "kind"), "batch", "Input should be 'layer' or 'rms'"),
