@@ -10,7 +10,7 @@ from torch import Tensor
 
 from compressor.export.graph import FUSED, Graph
 from compressor.ranker.linears import int8_rows, weight_levels
-from compressor.ranker.spec import DenseForm, Int8Dynamic, LinearPrecision, LinearSpec, LowRankForm, TableSpec
+from compressor.ranker.spec import Int8Dynamic, LinearPrecision, LinearSpec, LowRankForm, TableSpec
 
 Weights = Mapping[str, Tensor]
 
@@ -66,7 +66,7 @@ def fused_linears(
         values: packed values ``[T, inputs]``.
     """
     first = next(iter(specs.values()))
-    if not all(isinstance(spec.form, DenseForm) and spec.precision == first.precision for spec in specs.values()):
+    if not all(spec.is_one_matrix and spec.precision == first.precision for spec in specs.values()):
         return [linear(graph, f"{name}.{part}", f"{key}.{part}", spec, weights, values) for part, spec in specs.items()]
     stacked = torch.cat([weights[f"{key}.{part}.weight"] for part in specs])
     biases = [weights[f"{key}.{part}.bias"] if spec.bias else torch.zeros(spec.outputs) for part, spec in specs.items()]

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Self
 from pydantic import Field, PositiveInt, model_validator
 
 from compressor.errors import Fault, InputError
-from compressor.passes.contract import Pass, PlanError, Promise, Supply, at_most_its_parameters, refuse_quantized
+from compressor.passes.contract import (
+    Pass,
+    PlanError,
+    Promise,
+    Supply,
+    at_most_its_parameters,
+    refuse_quantized,
+    refuse_sparse,
+)
 from compressor.passes.nested_widths import (
     DEFAULT_SHARES,
     Shares,
@@ -54,6 +62,7 @@ class CutNested(Pass):
 
     def plan(self, spec: RankerSpec) -> RankerSpec:
         refuse_quantized(spec, self.verb)
+        refuse_sparse(spec, self.verb)
         return self._cut(spec, self._widths(spec))
 
     def apply(self, ranker: Ranker, supply: Supply) -> Ranker:

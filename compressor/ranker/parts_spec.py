@@ -24,7 +24,16 @@ class LowRankForm(Record):
     rank: PositiveInt
 
 
-LinearForm = Annotated[DenseForm | LowRankForm, Field(discriminator="kind")]
+class SparseForm(Record):
+    """One matrix, ``[outputs, inputs]``, whose weights that are zero stay zero, in training too.
+
+    It is stored and multiplied like a dense one: zeros make files smaller that are packed, and nothing faster.
+    """
+
+    kind: Literal["sparse"] = "sparse"
+
+
+LinearForm = Annotated[DenseForm | LowRankForm | SparseForm, Field(discriminator="kind")]
 
 
 class Float32(Record):
@@ -61,6 +70,11 @@ class LinearSpec(Record):
     bias: bool = True
     form: LinearForm = DenseForm()
     precision: LinearPrecision = Float32()
+
+    @property
+    def is_one_matrix(self) -> bool:
+        """Whether it is multiplied as one matrix, ``weight``, and not as a product of several."""
+        return isinstance(self.form, DenseForm | SparseForm)
 
 
 class TableSpec(Record):

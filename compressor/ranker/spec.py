@@ -32,6 +32,7 @@ from compressor.ranker.parts_spec import (
     LinearSpec,
     LowRankForm,
     NormSpec,
+    SparseForm,
     TablePrecision,
     TableSpec,
 )
@@ -63,6 +64,7 @@ __all__ = [
     "RankerSpec",
     "RotarySpec",
     "SimilarityHead",
+    "SparseForm",
     "TablePrecision",
     "TableSpec",
     "WindowPattern",

@@ -24,6 +24,7 @@ from compressor.training.checkpoint import (
     save_checkpoint,
 )
 from compressor.training.curves import BestOnDev, CurveBook
+from compressor.training.kept_zeros import KeptZeros
 from compressor.training.lists import TrainingList
 from compressor.training.live_line import Speed, live_line
 from compressor.training.memory import keep_freed_memory
@@ -59,7 +60,8 @@ def train(
     """Train a module in place and return its weights.
 
     Runs on accelerate's devices: a GPU where there is one, and each process of ``accelerate launch`` takes its share of
-    every step's lists. A killed run goes on from its last checkpoint with the same losses as an unbroken one.
+    every step's lists. A killed run goes on from its last checkpoint with the same losses as an unbroken one. Weights
+    that are zero in matrices that the spec declares sparse stay zero.
 
     Args:
         module: the student, fp32.
@@ -69,7 +71,7 @@ def train(
         scratch: where checkpoints are kept.
         seed: for the order of lists and for dropout.
         evaluate: measures the module on dev data, higher is better; called every ``settings.evaluate_every`` steps.
-        after_step: called with the module after each step, to make promises true again.
+        after_step: called with the module after each step of the optimizer.
         extra: parameters that are trained along, and buffers; no part of the result.
         rates: constant learning rates of some of ``extra``'s parameters, by the beginning of their names; neither do
             they decay, nor are their gradients clipped.
@@ -125,6 +127,7 @@ class _Run:
             name: rate for start, rate in self.rates.items() for name in named if name.startswith(f"extra.{start}")
         }
         self.clipped = [one for name, one in named.items() if name not in rates]
+        self.zeros = KeptZeros(self.module)
         self.optimizer = build_optimizer(named, settings, rates)
         self.average = MovingAverage(settings.ema, self._weights()) if settings.ema is not None else None
         self.best = BestOnDev(patience=settings.patience)
@@ -193,6 +196,7 @@ class _Run:
             found = {
                 name: float(reduce(torch.tensor(value, device=self.device), "sum")) for name, value in found.items()
             }
+        self.zeros.mask_gradients()
         torch.nn.utils.clip_grad_norm_(self.clipped, self.settings.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
