@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import AfterValidator, Field, PositiveInt
 
 from compressor.algorithms.sparsity_patterns import SparsityPattern
-from compressor.passes.contract import Need, Pass, PlanError, Promise, Supply, refuse_quantized
+from compressor.algorithms.sparsity_settings import FisherSettings
+from compressor.passes.contract import Need, Pass, PlanError, Promise, Supply, refuse_bi_encoder, refuse_quantized
 from compressor.passes.kept_layers import CANDIDATES_OF_A_LIST
 from compressor.ranker.sparsity import prunable_linears, sparse_linears, sparsified
 from compressor.ranker.spec import RankerSpec
@@ -17,14 +18,17 @@ from compressor.registry import register
 if TYPE_CHECKING:
     from compressor.ranker.ranker import Ranker
 
-Method = Literal["magnitude", "wanda", "sparsegpt"]
+Method = Literal["magnitude", "wanda", "sparsegpt", "fisher_diagonal", "obert"]
 Scope = Literal["per_row", "per_matrix", "global"]
 
 _SCOPES: dict[str, tuple[Scope, ...]] = {  # the first is the default
     "magnitude": ("per_matrix", "per_row", "global"),
     "wanda": ("per_row", "per_matrix"),
     "sparsegpt": ("per_matrix",),
+    "fisher_diagonal": ("global", "per_matrix", "per_row"),
+    "obert": ("global", "per_matrix", "per_row"),
 }
+_BY_FISHER = ("fisher_diagonal", "obert")
 
 
 def _a_pattern(text: str) -> str:
@@ -40,12 +44,15 @@ class Sparsify(Pass):
     smaller is what `rankpress pack` makes of the folder. Embeddings, heads and factorized matrices stay as they are.
 
     ``method``: ``magnitude``, the smallest go; ``wanda``, those whose products with the norms of their inputs are
-    smallest (arXiv 2306.11695); ``sparsegpt``, column by column, with later columns making up (arXiv 2301.00774).
+    smallest (arXiv 2306.11695); ``sparsegpt``, column by column, with later columns making up (arXiv 2301.00774);
+    ``fisher_diagonal``, those that scores of candidates answer to least; ``obert``, likewise, in blocks of neighbors
+    that make up for each other (arXiv 2203.07259), at the cost of gradients of every candidate for every layer.
     ``sparsity``: the share of zeros.
     ``pattern``: ``unstructured``; ``block_4``, four neighbors along the inputs go together; ``2:4``, of every four
     neighbors two stay (any N:M), which is a sparsity by itself.
     ``scope``: where the least are looked for: ``per_row``, ``per_matrix`` or ``global``; by default as the method's
     authors do.
+    ``fisher``: how curvature is measured, for the last two.
     ``n_pairs``: calibration pairs, whole lists of 8.
     """
 
@@ -53,6 +60,7 @@ class Sparsify(Pass):
     sparsity: Annotated[float, Field(ge=0, lt=1)] | None = None
     pattern: Annotated[str, AfterValidator(_a_pattern)] = "unstructured"
     scope: Scope | None = None
+    fisher: FisherSettings = FisherSettings()
     n_pairs: PositiveInt = 256
 
     def needs(self) -> frozenset[Need]:
@@ -64,6 +72,14 @@ class Sparsify(Pass):
         if self._keeps_all:
             return spec
         self._check_scope()
+        if self.method in _BY_FISHER:
+            refuse_bi_encoder(spec)
+        elif self.fisher != FisherSettings():
+            raise PlanError(
+                f"settings of fisher with method {self.method}, which measures no curvature",
+                allowed=f"method: {' or '.join(_BY_FISHER)}",
+                setting="fisher",
+            )
         self._check_shape(spec)
         return sparsified(spec)
 
@@ -73,7 +89,7 @@ class Sparsify(Pass):
         from compressor.algorithms.sparsification import Sparsifier
 
         pairs = supply.pairs("calibration", self.n_pairs, CANDIDATES_OF_A_LIST) if self.needs() else []
-        how = Sparsifier(method=self.method, pattern=self._pattern, scope=self._scope, pairs=pairs)
+        how = Sparsifier(method=self.method, pattern=self._pattern, scope=self._scope, pairs=pairs, fisher=self.fisher)
         result = ranker.changed(spec=sparsified(ranker.spec), weights=how.weights(ranker, self._share))
         zeros = {name: result.weights[f"{name}.weight"] == 0 for name in sparse_linears(result.spec)}
         total = sum(one.numel() for one in zeros.values())
@@ -153,6 +169,12 @@ class Sparsify(Pass):
                 fix=f"put {self.verb} before what factorizes",
             )
         size = self._pattern.size
+        if self.method == "obert" and self.fisher.block_size % size:
+            raise PlanError(
+                f"blocks of {self.fisher.block_size} weights with pattern {self.pattern}, which crosses them",
+                allowed=f"a multiple of {size}",
+                setting="fisher.block_size",
+            )
         for name, linear in linears.items():
             if linear.inputs % size:
                 raise PlanError(

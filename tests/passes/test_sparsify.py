@@ -16,7 +16,8 @@ from tests import tiny
 from tests.passes.students import QUICK, applied, distilled, score_rmse
 from tests.ranker.cases import SPECS
 
-ONE_SHOT = ("magnitude", "wanda", "sparsegpt")
+ONE_SHOT = ("magnitude", "wanda", "sparsegpt", "fisher_diagonal", "obert")
+BY_MATRIX = {"scope": "per_matrix"}
 
 
 def step_of(**settings: Any) -> Sparsify:
@@ -35,7 +36,8 @@ def whole():
 @pytest.mark.parametrize("method", ONE_SHOT)
 @pytest.mark.parametrize("sparsity", [0.3, 0.75])
 def test_the_share_of_zeros_is_met_in_every_matrix(whole, tiny_data, method, sparsity):
-    sparse = applied(step_of(method=method, sparsity=sparsity), whole, tiny_data)
+    scope = {} if method == "wanda" else BY_MATRIX
+    sparse = applied(step_of(method=method, sparsity=sparsity, **scope), whole, tiny_data)
     for name, weight in matrices(sparse).items():
         count = weight.shape[0] * round(sparsity * weight.shape[1]) if method == "wanda" else sparsity * weight.numel()
         assert int((weight == 0).sum()) == round(count), name
@@ -47,7 +49,7 @@ def test_the_share_of_zeros_is_met_in_every_matrix(whole, tiny_data, method, spa
 
 @pytest.mark.parametrize("method", ONE_SHOT)
 def test_blocks_go_as_a_whole(whole, tiny_data, method):
-    sparse = applied(step_of(method=method, sparsity=0.5, pattern="block_4"), whole, tiny_data)
+    sparse = applied(step_of(method=method, sparsity=0.5, pattern="block_4", **BY_MATRIX), whole, tiny_data)
     for name, weight in matrices(sparse).items():
         zeros = (weight == 0).unflatten(1, (-1, 4)).sum(dim=2)
         assert set(zeros.unique().tolist()) == {0, 4}, name
@@ -107,6 +109,28 @@ def test_making_up_brings_scores_nearer(whole, tiny_data):
     loss = {method: score_rmse(one, whole, tiny_data) for method, one in sparse.items()}
     assert loss["sparsegpt"] < loss["wanda"]
     assert loss["sparsegpt"] < loss["magnitude"]
+    assert loss["obert"] < loss["fisher_diagonal"]
+
+
+@pytest.mark.parametrize("method", ["magnitude", "fisher_diagonal", "obert"])
+def test_a_global_choice_meets_the_share_over_all(whole, tiny_data, method):
+    notes: dict[str, Any] = {}
+    sparse = applied(step_of(method=method, sparsity=0.8, scope="global"), whole, tiny_data, notes)
+    total = sum(weight.numel() for weight in matrices(sparse).values())
+    assert sum(int((weight == 0).sum()) for weight in matrices(sparse).values()) == round(0.8 * total)
+    assert notes["sparsity"] == pytest.approx(0.8, abs=1e-3)
+    assert notes["prunable_weights"] == total == 2 * (4 * 16 * 16 + 2 * 16 * 32)
+    assert len(set(notes["sparsity_by_matrix"].values())) > 1
+
+
+def test_recomputations_count_the_same_and_help(whole, tiny_data):
+    loss = []
+    for n_times in (1, 4):
+        step = step_of(method="obert", sparsity=0.75, fisher={"recomputations": n_times})
+        sparse = applied(step, whole, tiny_data)
+        assert sum(int((weight == 0).sum()) for weight in matrices(sparse).values()) == 3072
+        loss.append(score_rmse(sparse, whole, tiny_data))
+    assert loss[1] < loss[0]
 
 
 def test_zeros_stay_under_training_and_are_promised(whole, tiny_data):
@@ -153,6 +177,12 @@ def test_masked_equals_sparse(whole, tiny_data):
         ({"pattern": "2:4", "scope": "per_row"}, "a scope with pattern 2:4", "scope"),
         ({"sparsity": 0.5, "method": "sparsegpt", "scope": "global"}, "made within matrices", "scope"),
         ({"sparsity": 0.5, "pattern": "block_5"}, "does not divide", "pattern"),
+        ({"sparsity": 0.5, "method": "wanda", "fisher": {"damping": 1}}, "measures no curvature", "fisher"),
+        (
+            {"pattern": "2:4", "method": "obert", "fisher": {"block_size": 50}},
+            "which crosses them",
+            "fisher.block_size",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(whole, settings, found, setting):
