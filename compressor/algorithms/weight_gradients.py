@@ -102,7 +102,7 @@ def _outer_parts(
         for layer in list(module.layers)[index:]:
             values = layer(values, layout)
         logits = module.head(module.pool(values, layout, first_only=False))
-    gradients = torch.autograd.grad(logits.sum(), list(written.values()))  # rows do not meet: that of each score
+        gradients = torch.autograd.grad(logits.sum(), list(written.values()))  # rows do not meet: that of each score
     counts = batch.inputs["attention_mask"].sum(dim=1).tolist()
     parts = {name: (read[name].detach(), one, counts) for name, one in zip(written, gradients, strict=True)}
     return logits.detach()[:, 0], parts

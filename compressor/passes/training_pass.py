@@ -142,6 +142,7 @@ class TrainingPass(TrainingSettings, Pass):
             rates=objective.rates,
             prepare=objective.prepare,
             parts=self.parts(ranker.spec, supply.seed),
+            rewinds=objective.rewinds,
             key=sha256_json([self.verb, self.model_dump(mode="json"), dict(self.fingerprints()), ranker.fingerprint]),
         )
         _report(result, supply)

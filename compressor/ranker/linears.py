@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -59,12 +61,14 @@ def _first(weight: Tensor, rows: int | None, columns: int | None) -> Tensor:
 class Linear(nn.Module):
     """``y = x Wᵀ + b`` over packed tokens ``[T, inputs]``, in the spec's form and precision.
 
-    Called with ``outputs`` or ``inputs``, it gives or reads the first so many alone.
+    Called with ``outputs`` or ``inputs``, it gives or reads the first so many alone. ``mask``: what the one matrix goes
+    through before it is used, where a training learns which of its weights stay.
     """
 
     def __init__(self, spec: LinearSpec) -> None:
         super().__init__()
         self.spec = spec
+        self.mask: Callable[[Tensor], Tensor] | None = None
         if isinstance(spec.form, LowRankForm):
             self.down = nn.Parameter(torch.empty(spec.form.rank, spec.inputs))
             self.up = nn.Parameter(torch.empty(spec.outputs, spec.form.rank))
@@ -77,7 +81,8 @@ class Linear(nn.Module):
         if isinstance(self.spec.form, LowRankForm):
             inner = self._product(values, _first(self.down, None, inputs), None)
             return self._product(inner, _first(self.up, outputs, None), bias)
-        return self._product(values, _first(self.weight, outputs, inputs), bias)
+        weight = self.mask(self.weight) if self.mask else self.weight
+        return self._product(values, _first(weight, outputs, inputs), bias)
 
     def _product(self, values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         precision = self.spec.precision

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -55,6 +55,7 @@ def train(
     rates: Mapping[str, float] | None = None,
     prepare: Prepare | None = None,
     parts: Parts | None = None,
+    rewinds: Collection[int] = (),
     key: str = "",
 ) -> TrainingResult:
     """Train a module in place and return its weights.
@@ -78,14 +79,16 @@ def train(
         prepare: called before the first step with the module and some of the first batches, to set ``extra``.
         parts: returns which parts of the module the step of a number trains, with the mean of their losses; the same
             ones whenever it is asked. None for the whole module.
+        rewinds: steps before which the schedule of the learning rate begins anew.
         key: hash of what else the loss depends on: checkpoints under another key are not used.
 
     Raises:
         RunError: a loss is NaN or infinite; names the step and the part.
     """
     return _Run(
-        module, source, loss, settings, scratch, seed, evaluate, after_step, extra, rates or {}, prepare, parts, key
-    ).result()
+        module, source, loss, settings, scratch, seed, evaluate, after_step, extra, rates or {}, prepare, parts,
+        rewinds, key,
+    ).result()  # fmt: skip
 
 
 @dataclass
@@ -102,6 +105,7 @@ class _Run:
     rates: Mapping[str, float]
     prepare: Prepare | None
     parts: Parts | None
+    rewinds: Collection[int]
     loss_key: str
     step: int = 0
     pairs: int = 0
@@ -176,7 +180,7 @@ class _Run:
         return dict(self.module.state_dict())
 
     def _one_step(self, lists: list[TrainingList]) -> tuple[float, int]:
-        rate = learning_rate(self.settings, self.step, self.n_steps)
+        rate = learning_rate(self.settings, self.step, self.n_steps, self.rewinds)
         for group in self.optimizer.param_groups:
             group["lr"] = group["lr"] if group.get("constant") else rate
         found: dict[str, float] = {}

@@ -177,7 +177,7 @@ def test_masked_equals_sparse(whole, tiny_data):
         ({"pattern": "2:4", "scope": "per_row"}, "a scope with pattern 2:4", "scope"),
         ({"sparsity": 0.5, "method": "sparsegpt", "scope": "global"}, "made within matrices", "scope"),
         ({"sparsity": 0.5, "pattern": "block_5"}, "does not divide", "pattern"),
-        ({"sparsity": 0.5, "method": "wanda", "fisher": {"damping": 1}}, "measures no curvature", "fisher"),
+        ({"sparsity": 0.5, "method": "wanda", "fisher": {"damping": 1}}, "does not use them", "fisher"),
         (
             {"pattern": "2:4", "method": "obert", "fisher": {"block_size": 50}},
             "which crosses them",
