@@ -135,7 +135,7 @@ def _packed_numbers(tensor: _Tensor, data: bytes, values: Values) -> tuple[Numbe
         held = np.frombuffer(data, np.uint8).reshape(-1, tensor.item_bytes)
     else:
         how, axis, held, scales = _rounded(np.frombuffer(data, "<f4").reshape(tensor.shape), values)
-    kept = held.any(axis=1)
+    kept = np.asarray(held.any(axis=1))
     is_whole = bool(kept.mean() > 0.98)  # a mask would cost more than the zeros
     own = held if is_whole else held[kept]
     streams = [b"" if is_whole else _xz(np.packbits(kept).tobytes()), _xz(np.ascontiguousarray(own.T).tobytes())]

@@ -17,8 +17,9 @@ import hashlib
 import lzma
 import math
 from collections.abc import Callable, Iterator
+from io import BufferedReader
 from pathlib import Path
-from typing import Annotated, BinaryIO, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError
@@ -124,7 +125,7 @@ def unpack(path: Path, folder: Path, *, most_bytes: int = DEFAULT_MOST_BYTES) ->
         raise unreadable(path, error) from None
 
 
-def read_header(path: Path, stream: BinaryIO, most_bytes: int) -> Header:
+def read_header(path: Path, stream: BufferedReader, most_bytes: int) -> Header:
     """Read a pack's header and leave the stream behind it.
 
     Raises:
@@ -162,7 +163,7 @@ def read_header(path: Path, stream: BinaryIO, most_bytes: int) -> Header:
     return header
 
 
-def _write(path: Path, stream: BinaryIO, file: PackedFile, folder: Path, advance: Callable[..., None]) -> None:
+def _write(path: Path, stream: BufferedReader, file: PackedFile, folder: Path, advance: Callable[..., None]) -> None:
     target = inside(folder, file.name)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -180,7 +181,7 @@ def _write(path: Path, stream: BinaryIO, file: PackedFile, folder: Path, advance
         raise _broken(path, f"{file.name!r}, whose content does not fit its hash")
 
 
-def _part(path: Path, stream: BinaryIO, part: BytesPart | NumbersPart, name: str) -> bytes:
+def _part(path: Path, stream: BufferedReader, part: BytesPart | NumbersPart, name: str) -> bytes:
     if isinstance(part, BytesPart):
         return _expanded(path, stream, part.packed_bytes, part.size_bytes, name)
     count = math.prod(part.shape)
@@ -227,7 +228,7 @@ def restored(held: np.ndarray, kept: np.ndarray | None, scales: bytes, part: Num
     return numbers
 
 
-def _expanded(path: Path, stream: BinaryIO, packed: int, size: int, name: str) -> bytes:
+def _expanded(path: Path, stream: BufferedReader, packed: int, size: int, name: str) -> bytes:
     """Return the next stream's content, which has to be of ``size`` bytes; it is never let grow beyond."""
     if not packed and not size:
         return b""
@@ -246,7 +247,7 @@ def _expanded(path: Path, stream: BinaryIO, packed: int, size: int, name: str) -
     return bytes(content)
 
 
-def _chunks(stream: BinaryIO, size: int) -> Iterator[bytes]:
+def _chunks(stream: BufferedReader, size: int) -> Iterator[bytes]:
     while size and (chunk := stream.read(min(size, _CHUNK))):
         size -= len(chunk)
         yield chunk

@@ -28,7 +28,7 @@ PAIRS = [(query, document) for query in list(tiny.QUERIES.values())[:2] for docu
 
 def wide() -> Any:
     """Return a ranker with matrices of 4 kB and more."""
-    ffn = tiny.tiny_layer().ffn
+    ffn: Any = tiny.tiny_layer().ffn
     layer = tiny.tiny_layer(ffn=ffn.changed(up=ffn.up.changed(outputs=256), down=ffn.down.changed(inputs=256)))
     return tiny.build_ranker(tiny.tiny_spec(layers=(layer, layer)), seed=3)
 

@@ -78,7 +78,7 @@ def test_a_soft_threshold_closes_what_does_not_pay(whole, tiny_data):
 def test_scores_are_moved_by_the_product_of_gradient_and_weight():
     ranker = tiny.build_ranker(seed=3)
     name = "layers.0.ffn.up.weight"
-    masks = MovementMasks(
+    masks: Any = MovementMasks(
         "per_matrix", MovementSettings(), {name: ranker.weights[name]}, 0.5, SparsityPattern(), Gradual()
     )
     module = ranker.trainable().eval()
@@ -88,7 +88,7 @@ def test_scores_are_moved_by_the_product_of_gradient_and_weight():
     module(**batch).sum().backward()
     plain = ranker.changed(weights={**ranker.weights, name: ranker.weights[name] * masks.kept_0}).trainable().eval()
     plain(**batch).sum().backward()
-    gradient = plain.get_parameter(name).grad
+    gradient: Any = plain.get_parameter(name).grad
     torch.testing.assert_close(masks.scores[0].grad, gradient * ranker.weights[name])
     torch.testing.assert_close(module.get_parameter(name).grad, gradient * masks.kept_0)
 
