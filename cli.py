@@ -159,6 +159,38 @@ def retrieve(
 
 
 @app.command()
+def pack(
+    folder: Folder,
+    out: Annotated[Path, typer.Option(help="The file to write.")],
+    values: Annotated[
+        str, typer.Option(help="How numbers are held: exact, float16 or int8. The last two change scores.")
+    ] = "exact",
+    main_only: Annotated[
+        bool, typer.Option("--main-only", help="Leave out graphs and checkpoints that are not the main file.")
+    ] = False,
+) -> None:
+    """Write a folder as one small file: zeros of a sparse ranker's matrices cost a bit each. Nothing runs faster."""
+    from compressor.commands import pack as write
+
+    write(folder, out, values=values, main_only=main_only)
+
+
+@app.command()
+def unpack(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A file that 'rankpress pack' wrote.")],
+    out: Annotated[Path, typer.Option(help="The folder to write.")],
+    max_gb: Annotated[float, typer.Option(help="Refuse folders larger than this, in 10⁹ bytes.")] = 16,
+) -> None:
+    """Make the folder that consumers load from a packed file; hashes are checked, and torch is not needed."""
+    from compressor.runtime.packed import unpack as read
+
+    header = read(file, out, most_bytes=int(max_gb * 1e9))
+    typer.echo(f"{out}: {len(header.files)} files, {header.size_bytes / 1e6:,.1f} MB")
+    if header.rounded != "exact":
+        typer.echo(f"matrices were rounded to {header.rounded}: measure this folder, its scores are its own")
+
+
+@app.command()
 def passes() -> None:
     """List the passes that a recipe may use, with their settings."""
     from compressor.console import show_passes

@@ -1,11 +1,11 @@
-"""The smaller commands: validate, bench, gate."""
+"""The smaller commands: validate, bench, gate, pack."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
@@ -20,11 +20,12 @@ from compressor.bench.terminal import print_report, print_verdict
 from compressor.console import say
 from compressor.data import RankingData, load_data
 from compressor.data_reference import DataReference
-from compressor.errors import Fault, InputError
+from compressor.errors import Fault, InputError, suggest
 from compressor.gate_settings import STOCK_ONNX, BenchSettings
 from compressor.prepare import check
 from compressor.recipe_faults import flag_faults
 from compressor.runtime.folder import choose_onnx_file
+from compressor.runtime.packed import Values
 from compressor.runtime.threads import available_threads
 from compressor.storage import check_folder_to_write
 
@@ -83,6 +84,31 @@ def gate(path: Path, *, row: str | None, **limits: Any) -> int:
     verdict = gate_report(read_report(path), settings, rows=[row] if row else None)
     print_verdict(verdict)
     return EXIT_CODES[verdict.verdict]
+
+
+def pack(folder: Path, out: Path, *, values: str, main_only: bool) -> None:
+    """Write a folder as one file and say what that saves.
+
+    Raises:
+        InputError: the folder or the way to hold values is at fault.
+    """
+    if values not in get_args(Values):
+        allowed = ", ".join(get_args(Values))
+        raise InputError(
+            Fault(
+                source="command line",
+                where="--values",
+                found=repr(values),
+                allowed=allowed,
+                fix=suggest(values, get_args(Values)),
+            )
+        )
+    from compressor.export.packing import pack as write
+
+    header = write(folder, out, values=values, main_only=main_only)  # type: ignore[arg-type]
+    say(f"{out}: {out.stat().st_size / 1e6:,.1f} MB for a folder of {header.size_bytes / 1e6:,.1f} MB")
+    if values != "exact":
+        say(f"matrices were rounded to {values}: unpack it, and measure that folder, whose scores are its own")
 
 
 def _baselines(teacher: str, out: Path) -> list[RowSpec]:

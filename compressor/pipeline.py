@@ -159,7 +159,6 @@ def run_passes(
             seed=seed,
             scratch=stage.scratch,
             load_teacher=load_teacher,
-            promised=[promise for _, promise in promises],
         )
         ranker = _run(stage, ranker, supply)
         promises += _made(stage, ranker)

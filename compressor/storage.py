@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -87,6 +87,23 @@ def write_whole(path: Path, text: str) -> None:
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
             stream.write(text)
+        Path(partial).chmod(0o644)
+        Path(partial).replace(path)
+    finally:
+        Path(partial).unlink(missing_ok=True)
+
+
+def write_whole_bytes(path: Path, content: Iterable[bytes]) -> None:
+    """Write a file piece by piece so that a reader sees the old content or the new, never a part.
+
+    Raises:
+        InputError: nothing can be written there.
+    """
+    handle, partial = _beside(path, tempfile.mkstemp)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            for piece in content:
+                stream.write(piece)
         Path(partial).chmod(0o644)
         Path(partial).replace(path)
     finally:

@@ -111,14 +111,15 @@ def agreement_table(report: Report) -> str:
 
 def cost_table(report: Report) -> str:
     """Return size, parameters and multiply-adds."""
-    head = ["row", "file", "MB", "parameters", "multiply-adds per pair", "counted"]
+    head = ["row", "file", "MB", "packed, MB", "parameters", "multiply-adds per pair", "counted"]
     rows = []
     for row in report.rows:
         scope = f"<small>{row.macs_scope or ABSENT}</small>"
         cells = [escape(row.name), escape(row.file or row.folder), shown_mb(row.size_bytes),
-                 shown_count(row.parameters), shown_count(row.macs_per_pair), scope]  # fmt: skip
+                 shown_mb(row.packed_bytes), shown_count(row.parameters), shown_count(row.macs_per_pair),
+                 scope]  # fmt: skip
         rows.append((cells, row.kind))
-    return table(head, rows, text_columns=(0, 1, 5))
+    return table(head, rows, text_columns=(0, 1, 6))
 
 
 def batch_table(report: Report) -> str:

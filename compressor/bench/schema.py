@@ -126,6 +126,9 @@ class Row(Record):
     latency: list[Latency]
     batch_sensitivity: BatchSensitivity | None = None
     size_bytes: int | None = Field(default=None, description="the file that is loaded, with external data")
+    packed_bytes: int | None = Field(
+        default=None, description="what `rankpress pack` makes of that file, where matrices are declared sparse"
+    )
     parameters: int | None = None
     macs_per_pair: float | None = Field(default=None, description="multiply-adds, mean over the timed pairs")
     macs_scope: str | None = Field(default=None, description="what `macs_per_pair` counts")

@@ -25,6 +25,7 @@ class Cost:
     """What a row costs; None where it cannot be told."""
 
     size_bytes: int | None = None
+    packed_bytes: int | None = None
     parameters: int | None = None
     macs_per_pair: float | None = None
     macs_scope: str | None = None
@@ -41,7 +42,7 @@ def cost_of(row: RowSpec, weights_path: Path, lengths: np.ndarray) -> Cost:
     """
     size = _bytes_with_external_data(weights_path)
     if row.engine == "onnx" and (row.folder / "spec.json").is_file():
-        return _own(row.folder / "spec.json", size, lengths)
+        return _own(row.folder / "spec.json", weights_path, size, lengths)
     if weights_path.suffix == ".onnx" and weights_path.is_file():
         counted = _graph(weights_path)
     elif weights_path.suffix == ".safetensors" and weights_path.is_file():
@@ -66,15 +67,27 @@ class _Counted:
     per_pair: int
 
 
-def _own(spec_path: Path, size: int | None, lengths: np.ndarray) -> Cost:
+def _own(spec_path: Path, weights_path: Path, size: int | None, lengths: np.ndarray) -> Cost:
     from compressor.ranker.cost import macs, parameters
+    from compressor.ranker.sparsity import sparse_linears
     from compressor.ranker.spec import RankerSpec
 
     spec = RankerSpec.model_validate_json(spec_path.read_text(encoding="utf-8"))
     different, counts = np.unique(lengths, return_counts=True)
     total = sum(macs(spec, int(n)) * int(count) for n, count in zip(different, counts, strict=True))
     mean = total / len(lengths) if len(lengths) else None
-    return Cost(size_bytes=size, parameters=parameters(spec), macs_per_pair=mean, macs_scope=_OWN_SCOPE)
+    packed = _packed_bytes(weights_path) if sparse_linears(spec) else None
+    return Cost(
+        size_bytes=size, packed_bytes=packed, parameters=parameters(spec), macs_per_pair=mean, macs_scope=_OWN_SCOPE
+    )
+
+
+def _packed_bytes(path: Path) -> int | None:
+    try:
+        from compressor.export.packing import packed_bytes
+    except ImportError:  # measured where nothing can be exported
+        return None
+    return packed_bytes(path) if path.is_file() else None
 
 
 def _graph(path: Path) -> _Counted | None:

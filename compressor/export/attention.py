@@ -15,7 +15,7 @@ import torch
 from compressor.export.graph import FUSED, Graph
 from compressor.export.layout import Layout, attention_bias, by_heads, by_tokens, first_tokens, pad, padded_positions
 from compressor.export.linears import Product, Weights, fused_linears, linear
-from compressor.ranker.spec import AttentionSpec, DenseForm, LinearSpec, LowRankForm, RotarySpec
+from compressor.ranker.spec import AttentionSpec, LinearSpec, LowRankForm, RotarySpec
 
 
 def attention(
@@ -140,7 +140,7 @@ def _applied(spec: LinearSpec, key: str, weights: Weights, vector: torch.Tensor)
 
 
 def _is_plain(spec: LinearSpec) -> bool:
-    return isinstance(spec.form, DenseForm) and spec.precision.kind == "fp32"
+    return spec.is_one_matrix and spec.precision.kind == "fp32"
 
 
 def _heads(graph: Graph, name: str, spec: AttentionSpec, product: Product, layout: Layout) -> str:

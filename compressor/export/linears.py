@@ -12,7 +12,6 @@ from compressor.export.graph import Graph
 from compressor.export.rounding import block_product, dynamic_product, static_product
 from compressor.ranker.quantizers import int8_rows
 from compressor.ranker.spec import (
-    DenseForm,
     Int4Blocks,
     Int8Blocks,
     Int8Dynamic,
@@ -82,7 +81,7 @@ def fused_linears(
     """
     first = next(iter(specs.values()))
     ranges = [found for part in specs if (found := weights.get(f"{key}.{part}.input_ranges")) is not None]
-    is_one = all(isinstance(spec.form, DenseForm) and spec.precision == first.precision for spec in specs.values())
+    is_one = all(spec.is_one_matrix and spec.precision == first.precision for spec in specs.values())
     if not is_one or not all(torch.equal(found, ranges[0]) for found in ranges):
         return [linear(graph, f"{name}.{part}", f"{key}.{part}", spec, weights, values) for part, spec in specs.items()]
     stacked = torch.cat([weights[f"{key}.{part}.weight"] for part in specs])

@@ -14,6 +14,7 @@ from compressor.families.catalogue import FAMILIES, spec_of_config
 from compressor.families.family import to_stock
 from compressor.families.sentence_folder import write_modules
 from compressor.ranker.ranker import Ranker
+from compressor.ranker.sparsity import densified
 from compressor.ranker.spec import ClassifierHead, RankerSpec
 from compressor.storage import write_json
 
@@ -27,6 +28,7 @@ IDENTITY = "torch.nn.modules.linear.Identity"
 
 def can_be_stock(spec: RankerSpec) -> str | None:
     """Return None where the family's stock architecture computes this spec, else the first reason why not."""
+    spec = densified(spec)  # zeros are weights like others
     config = stock_config(spec, {})
     try:
         stock = spec_of_config(config, Path("config.json"), is_encoder=not isinstance(spec.head, ClassifierHead))

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from compressor.errors import RunError
-from compressor.ranker.spec import DenseForm, DenseSparseForm, RankerSpec
+from compressor.ranker.spec import DenseSparseForm, RankerSpec
 from compressor.records import Record
 
 if TYPE_CHECKING:
     from compressor.data.ranking_data import RankingData
-    from compressor.ranker.encoder import Encoder
     from compressor.ranker.ranker import Ranker
 
 Need = Literal["train", "in_domain", "calibration", "dev", "teacher"]
@@ -44,13 +43,10 @@ class Promise:
     Attributes:
         text: the promise in words.
         check: returns what is broken, or None.
-        restore: makes it true again of a module in training, in place; called after each step. None: training cannot
-            break it.
     """
 
     text: str
     check: Callable[[Ranker], str | None]
-    restore: Callable[[Encoder], None] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +59,6 @@ class Supply:
         seed: for all that is drawn at random.
         scratch: a folder for checkpoints of this pass alone: it survives a kill, and goes once the result is stored.
         load_teacher: loads the recipe's teacher; called on first use.
-        promised: what earlier passes promised.
     """
 
     granted: frozenset[Need]
@@ -71,7 +66,6 @@ class Supply:
     seed: int
     scratch: Path
     load_teacher: Callable[[], Ranker]
-    promised: Sequence[Promise] = ()
     _notes: dict[str, object] = field(default_factory=dict)
     _curves: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
 
@@ -94,12 +88,6 @@ class Supply:
         if "teacher" not in self.granted:
             raise NeedError("the pass asked for the teacher without declaring the need")
         return self.load_teacher()
-
-    def restore(self, module: Encoder) -> None:
-        """Make the promises of earlier passes true again of a module in training, in place."""
-        for promise in self.promised:
-            if promise.restore:
-                promise.restore(module)
 
     def pairs(self, need: Need, n_pairs: int, per_query: int = 1) -> list[tuple[str, str]]:
         """Return up to ``n_pairs`` (query, document) texts: first-stage candidates, spread over queries and ranks.
@@ -229,6 +217,27 @@ def refuse_quantized(spec: RankerSpec, verb: str) -> None:
         )
 
 
+def refuse_sparse(spec: RankerSpec, verb: str) -> None:
+    """Refuse to reshape or fit anew matrices whose zeros are to stay, or that are stored as atoms and sparse codes.
+
+    Raises:
+        PlanError: some matrix is one of these.
+    """
+    from compressor.ranker.cost import linears_of
+    from compressor.ranker.sparsity import sparse_linears
+
+    for name, linear in linears_of(spec):
+        if isinstance(linear.form, DenseSparseForm):
+            raise PlanError(f"{name}, stored as atoms and sparse codes", fix=f"put {verb} before dense_sparse")
+
+    if found := sparse_linears(spec):
+        raise PlanError(
+            f"a ranker with {len(found)} sparse matrices, whose zeros {verb} would move or fill",
+            allowed="a ranker before sparsify",
+            fix=f"put {verb} before sparsify: shapes first, then zeros",
+        )
+
+
 def refuse_factorized_outputs(spec: RankerSpec, verb: str, setting: str = "") -> None:
     """Refuse to fit output matrices of heads or neurons anew where they are products of two.
 
@@ -237,7 +246,7 @@ def refuse_factorized_outputs(spec: RankerSpec, verb: str, setting: str = "") ->
     """
     for index, layer in enumerate(spec.layers):
         outputs = [layer.attention and layer.attention.output, layer.ffn and layer.ffn.down]
-        if not all(isinstance(one.form, DenseForm) for one in outputs if one):
+        if not all(one.is_one_matrix for one in outputs if one):
             raise PlanError(
                 f"layer {index} with factorized matrices", fix=f"put {verb} before what factorizes", setting=setting
             )
@@ -252,21 +261,8 @@ def refuse_factorized(spec: RankerSpec, verb: str) -> None:
     from compressor.ranker.forms import layer_linears
 
     for name, linear in layer_linears(spec).items():
-        if not isinstance(linear.form, DenseForm):
+        if not linear.is_one_matrix:
             raise PlanError(f"{name}, of which there are factors alone", fix=f"put {verb} before what factorizes")
-
-
-def refuse_sparse_codes(spec: RankerSpec, verb: str) -> None:
-    """Refuse to cut rows or columns of matrices that are stored as atoms and sparse codes.
-
-    Raises:
-        PlanError: names the first linear.
-    """
-    from compressor.ranker.cost import linears_of
-
-    for name, linear in linears_of(spec):
-        if isinstance(linear.form, DenseSparseForm):
-            raise PlanError(f"{name}, stored as atoms and sparse codes", fix=f"put {verb} before dense_sparse")
 
 
 def at_most_its_parameters(result: Ranker) -> list[Promise]:

@@ -15,7 +15,7 @@ from compressor.passes.contract import (
     Supply,
     at_most_its_parameters,
     refuse_quantized,
-    refuse_sparse_codes,
+    refuse_sparse,
 )
 from compressor.passes.nested_widths import (
     DEFAULT_SHARES,
@@ -62,7 +62,7 @@ class CutNested(Pass):
 
     def plan(self, spec: RankerSpec) -> RankerSpec:
         refuse_quantized(spec, self.verb)
-        refuse_sparse_codes(spec, self.verb)
+        refuse_sparse(spec, self.verb)
         return self._cut(spec, self._widths(spec))
 
     def apply(self, ranker: Ranker, supply: Supply) -> Ranker:

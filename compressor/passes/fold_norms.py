@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from compressor.errors import Fault, InputError
-from compressor.passes.contract import Pass, PlanError, Promise, Supply, refuse_quantized, refuse_sparse_codes
+from compressor.passes.contract import Pass, PlanError, Promise, Supply, refuse_quantized, refuse_sparse
 from compressor.ranker.norm_folding import norms_a_table, stream_norms, with_folded_norms
 from compressor.ranker.spec import RankerSpec
 from compressor.registry import register
@@ -41,7 +41,7 @@ class FoldNorms(Pass):
 
     def plan(self, spec: RankerSpec) -> RankerSpec:
         refuse_quantized(spec, self.verb)
-        refuse_sparse_codes(spec, self.verb)
+        refuse_sparse(spec, self.verb)
         if self.norms == "keep" and self.gains == "keep":
             return spec
         _refuse_post_norm(spec)

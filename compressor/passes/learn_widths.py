@@ -15,7 +15,7 @@ from compressor.passes.contract import (
     Supply,
     at_most_its_parameters,
     refuse_factorized_outputs,
-    refuse_sparse_codes,
+    refuse_sparse,
 )
 from compressor.passes.distill import Distill
 from compressor.passes.width_budget import (
@@ -76,8 +76,8 @@ class LearnWidths(Distill):
 
     def plan(self, spec: RankerSpec) -> RankerSpec:
         super().plan(spec)
+        refuse_sparse(spec, self.verb)
         refuse_factorized_outputs(spec, self.verb)
-        refuse_sparse_codes(spec, self.verb)
         if self.evaluate_every:
             raise PlanError(
                 "dev data that would choose among weights of different widths, the widest first",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 from pydantic import Field
 
 from compressor.errors import Fault, InputError
-from compressor.passes.contract import Pass, PlanError, Supply, refuse_factorized, refuse_quantized
+from compressor.passes.contract import Pass, PlanError, Supply, refuse_factorized, refuse_quantized, refuse_sparse
 from compressor.ranker.spec import RankerSpec
 from compressor.registry import register
 
@@ -59,6 +59,7 @@ class MergeAdapters(Pass):
         from compressor.families import check_adapter, open_adapter
 
         refuse_quantized(spec, self.verb)
+        refuse_sparse(spec, self.verb)
         refuse_factorized(spec, self.verb)
         if spec.exit_layers:
             found = f"exits behind layers {', '.join(map(str, spec.exit_layers))}, which no adapter knew of"

@@ -129,10 +129,6 @@ class TrainingPass(TrainingSettings, Pass):
         module.embeddings.requires_grad_(not self.freeze_embeddings)
         objective.begin(module, StepPlan(source=source, settings=self, seed=supply.seed).count())
 
-        def after_step(module: Encoder) -> None:
-            objective.after_step()
-            supply.restore(module)
-
         result = train(
             module,
             source,
@@ -141,11 +137,12 @@ class TrainingPass(TrainingSettings, Pass):
             scratch=supply.scratch,
             seed=supply.seed,
             evaluate=self._evaluation(ranker, supply),
-            after_step=after_step,
+            after_step=lambda _: objective.after_step(),
             extra=objective.extra,
             rates=objective.rates,
             prepare=objective.prepare,
             parts=self.parts(ranker.spec, supply.seed),
+            rewinds=objective.rewinds,
             key=sha256_json([self.verb, self.model_dump(mode="json"), dict(self.fingerprints()), ranker.fingerprint]),
         )
         _report(result, supply)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -40,7 +42,8 @@ def _first(weight: Tensor, rows: int | None, columns: int | None) -> Tensor:
 class Linear(nn.Module):
     """``y = x Wᵀ + b`` over packed tokens ``[T, inputs]``, in the spec's form and precision.
 
-    Called with ``outputs`` or ``inputs``, it gives or reads the first so many alone.
+    Called with ``outputs`` or ``inputs``, it gives or reads the first so many alone. ``mask``: what the one matrix goes
+    through before it is used, where a training learns which of its weights stay.
     """
 
     indices: Tensor
@@ -49,6 +52,7 @@ class Linear(nn.Module):
     def __init__(self, spec: LinearSpec) -> None:
         super().__init__()
         self.spec = spec
+        self.mask: Callable[[Tensor], Tensor] | None = None
         if isinstance(spec.form, LowRankForm):
             self.down = nn.Parameter(torch.empty(spec.form.rank, spec.inputs))
             self.up = nn.Parameter(torch.empty(spec.outputs, spec.form.rank))
@@ -69,7 +73,8 @@ class Linear(nn.Module):
         if isinstance(self.spec.form, LowRankForm):
             inner = self._product(0, values, _first(self.down, None, inputs), None)
             return self._product(1, inner, _first(self.up, outputs, None), bias)
-        return self._product(0, values, _first(self.matrix(), outputs, inputs), bias)
+        weight = self.mask(self.weight) if self.mask else self.matrix()
+        return self._product(0, values, _first(weight, outputs, inputs), bias)
 
     def matrix(self) -> Tensor:
         """Return the matrix that the linear multiplies by, ``[outputs, inputs]``."""

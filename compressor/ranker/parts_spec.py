@@ -64,7 +64,16 @@ class DenseSparseForm(Record):
         return 4 * self.weights(inputs, outputs) + self.index_bytes * n_codes
 
 
-LinearForm = Annotated[DenseForm | LowRankForm | DenseSparseForm, Field(discriminator="kind")]
+class SparseForm(Record):
+    """One matrix, ``[outputs, inputs]``, whose weights that are zero stay zero, in training too.
+
+    It is stored and multiplied like a dense one: zeros make files smaller that are packed, and nothing faster.
+    """
+
+    kind: Literal["sparse"] = "sparse"
+
+
+LinearForm = Annotated[DenseForm | LowRankForm | SparseForm | DenseSparseForm, Field(discriminator="kind")]
 
 
 class Precision(Record):
@@ -182,6 +191,11 @@ class LinearSpec(Record):
                     f"{self.form.codes} of {length} values do not fall into {self.form.blocks} equal blocks"
                 )
         return self
+
+    @property
+    def is_one_matrix(self) -> bool:
+        """Whether it is multiplied as one matrix, ``weight``, and not as a product of several."""
+        return isinstance(self.form, DenseForm | SparseForm)
 
 
 class TableSpec(Record):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from compressor.training.checkpoint import (
     save_checkpoint,
 )
 from compressor.training.curves import BestOnDev, CurveBook
+from compressor.training.kept_zeros import KeptZeros
 from compressor.training.lists import TrainingList
 from compressor.training.live_line import Speed, live_line
 from compressor.training.memory import keep_freed_memory
@@ -54,12 +55,14 @@ def train(
     rates: Mapping[str, float] | None = None,
     prepare: Prepare | None = None,
     parts: Parts | None = None,
+    rewinds: Collection[int] = (),
     key: str = "",
 ) -> TrainingResult:
     """Train a module in place and return its weights.
 
     Runs on accelerate's devices: a GPU where there is one, and each process of ``accelerate launch`` takes its share of
-    every step's lists. A killed run goes on from its last checkpoint with the same losses as an unbroken one.
+    every step's lists. A killed run goes on from its last checkpoint with the same losses as an unbroken one. Weights
+    that are zero in matrices that the spec declares sparse stay zero.
 
     Args:
         module: the student, fp32.
@@ -69,21 +72,23 @@ def train(
         scratch: where checkpoints are kept.
         seed: for the order of lists and for dropout.
         evaluate: measures the module on dev data, higher is better; called every ``settings.evaluate_every`` steps.
-        after_step: called with the module after each step, to make promises true again.
+        after_step: called with the module after each step of the optimizer.
         extra: parameters that are trained along, and buffers; no part of the result.
         rates: constant learning rates of some of ``extra``'s parameters, by the beginning of their names; neither do
             they decay, nor are their gradients clipped.
         prepare: called before the first step with the module and some of the first batches, to set ``extra``.
         parts: returns which parts of the module the step of a number trains, with the mean of their losses; the same
             ones whenever it is asked. None for the whole module.
+        rewinds: steps before which the schedule of the learning rate begins anew.
         key: hash of what else the loss depends on: checkpoints under another key are not used.
 
     Raises:
         RunError: a loss is NaN or infinite; names the step and the part.
     """
     return _Run(
-        module, source, loss, settings, scratch, seed, evaluate, after_step, extra, rates or {}, prepare, parts, key
-    ).result()
+        module, source, loss, settings, scratch, seed, evaluate, after_step, extra, rates or {}, prepare, parts,
+        rewinds, key,
+    ).result()  # fmt: skip
 
 
 @dataclass
@@ -100,6 +105,7 @@ class _Run:
     rates: Mapping[str, float]
     prepare: Prepare | None
     parts: Parts | None
+    rewinds: Collection[int]
     loss_key: str
     step: int = 0
     pairs: int = 0
@@ -125,6 +131,7 @@ class _Run:
             name: rate for start, rate in self.rates.items() for name in named if name.startswith(f"extra.{start}")
         }
         self.clipped = [one for name, one in named.items() if name not in rates]
+        self.zeros = KeptZeros(self.module)
         self.optimizer = build_optimizer(named, settings, rates)
         self.average = MovingAverage(settings.ema, self._weights()) if settings.ema is not None else None
         self.best = BestOnDev(patience=settings.patience)
@@ -176,7 +183,7 @@ class _Run:
         return dict(self.module.state_dict())
 
     def _one_step(self, lists: list[TrainingList]) -> tuple[float, int]:
-        rate = learning_rate(self.settings, self.step, self.n_steps)
+        rate = learning_rate(self.settings, self.step, self.n_steps, self.rewinds)
         for group in self.optimizer.param_groups:
             group["lr"] = group["lr"] if group.get("constant") else rate
         found: dict[str, float] = {}
@@ -196,6 +203,7 @@ class _Run:
             found = {
                 name: float(reduce(torch.tensor(value, device=self.device), "sum")) for name, value in found.items()
             }
+        self.zeros.mask_gradients()
         torch.nn.utils.clip_grad_norm_(self.clipped, self.settings.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

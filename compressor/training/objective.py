@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -90,6 +90,11 @@ class Objective:
     def rates(self) -> Mapping[str, float]:
         """Constant learning rates of some of it, by the beginning of their names."""
         return {}
+
+    @property
+    def rewinds(self) -> Collection[int]:
+        """Steps before which the schedule of the learning rate begins anew; known once training has begun."""
+        return ()
 
     def begin(self, module: Encoder, n_steps: int) -> None:
         """Get ready for a training of so many steps, one that goes on from a checkpoint too."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -41,12 +41,17 @@ def build_optimizer(
     )
 
 
-def learning_rate(settings: TrainingSettings, step: int, n_steps: int) -> float:
-    """Return the learning rate of a step from 0: a linear warm-up, then the schedule, which ends near zero."""
+def learning_rate(settings: TrainingSettings, step: int, n_steps: int, rewinds: Collection[int] = ()) -> float:
+    """Return the learning rate of a step from 0: a linear warm-up, then the schedule, which ends near zero.
+
+    With ``rewinds``, steps before which the schedule begins anew, it ends at the next of them; there is one warm-up.
+    """
     n_warm_up = max(1, round(settings.warmup_share * n_steps))
     if step < n_warm_up:
         return settings.learning_rate * (step + 1) / n_warm_up
-    share = (step - n_warm_up) / max(1, n_steps - n_warm_up)
+    begin = max((one for one in rewinds if n_warm_up <= one <= step), default=n_warm_up)
+    end = min((one for one in rewinds if one > step), default=n_steps)
+    share = (step - begin) / max(1, end - begin)
     if settings.schedule == "cosine":
         return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
     return settings.learning_rate * (1 - share if settings.schedule == "linear" else 1)

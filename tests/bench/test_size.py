@@ -74,6 +74,21 @@ def test_an_own_folder_is_counted_from_its_spec(tiny_ranker, tmp_path):
     assert cost.parameters == parameters(tiny_ranker.spec)
     assert cost.macs_per_pair == (macs(tiny_ranker.spec, 10) + macs(tiny_ranker.spec, 20)) / 2
     assert cost.size_bytes == 70
+    assert cost.packed_bytes is None
+
+
+def test_a_sparse_ranker_is_packed_to_tell_its_size(tiny_ranker, tmp_path):
+    from compressor.export import write_graph
+    from compressor.export.packing import packed_bytes
+    from compressor.ranker.cost import macs
+    from compressor.ranker.sparsity import sparsified
+
+    spec = sparsified(tiny_ranker.spec)
+    (tmp_path / "spec.json").write_text(spec.model_dump_json())
+    (tmp_path / "model.onnx").write_bytes(write_graph(spec, tiny_ranker.weights, "ort").SerializeToString())
+    cost = cost_of(RowSpec(name="own", folder=tmp_path), tmp_path / "model.onnx", LENGTHS)
+    assert cost.packed_bytes == packed_bytes(tmp_path / "model.onnx")
+    assert cost.macs_per_pair == (macs(tiny_ranker.spec, 10) + macs(tiny_ranker.spec, 20)) / 2, "zeros are multiplied"
 
 
 def test_a_checkpoint_agrees_with_the_spec_it_came_from(tmp_path):

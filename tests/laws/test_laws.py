@@ -33,12 +33,11 @@ def make(row, settings):
     return registered()[verb_of(row)].model_validate(settings)
 
 
-def supply_for(step, data, teacher, seed=12, promised=()):
+def supply_for(step, data, teacher, seed=12):
     scratch = Path("scratch") / uuid.uuid4().hex  # tests run in a folder of their own
     return Supply(
-        granted=step.needs(), load=lambda need: data, seed=seed, scratch=scratch, load_teacher=lambda: teacher,
-        promised=promised,
-    )  # fmt: skip
+        granted=step.needs(), load=lambda need: data, seed=seed, scratch=scratch, load_teacher=lambda: teacher
+    )
 
 
 def apply(verb, settings, ranker, data):
@@ -144,7 +143,7 @@ def test_law_5_promises_survive_every_later_pass(first, second, tiny_ranker, tin
     is_shallower = len(result.spec.layers) < len(before.spec.layers)
     if (first == second or is_shallower) and CASES[second].again:
         later = make(second, CASES[second].again)
-    supply = supply_for(later, tiny_data, tiny_ranker, promised=earlier.promises(result))
+    supply = supply_for(later, tiny_data, tiny_ranker)
     if (first, second) in FORBIDDEN_BY_HISTORY:
         with pytest.raises(InputError, match=FORBIDDEN_BY_HISTORY[first, second]):
             later.apply(result, supply)

@@ -1,0 +1,126 @@
+"""How scores answer to weights: the gradient of every candidate's score alone, less what moves its whole list."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from compressor.algorithms.calibration import CalibrationBatch, calibration_batches, run_layers
+from compressor.algorithms.score_gradients import rank_centered
+from compressor.progress import progress
+from compressor.ranker.encoder import Encoder
+from compressor.ranker.ranker import Ranker
+from compressor.ranker.tokens import TokenLayout
+
+
+class Curvature(Protocol):
+    """What gradients are summed up in."""
+
+    def add(self, gradients: Tensor, shares: Tensor) -> None:
+        """Add gradients ``[n, outputs, inputs]`` with weights ``[n]``."""
+
+
+C = TypeVar("C", bound=Curvature)
+
+
+def measured_curvatures(
+    ranker: Ranker,
+    pairs: Sequence[tuple[str, str]],
+    names: Sequence[str],
+    make: Callable[[tuple[int, int]], C],
+    temperature: float | None = None,
+) -> Iterator[tuple[str, C]]:
+    """Yield the Fisher information of linears by name, layer after layer, label-free.
+
+    A weight's gradient for one candidate is the product of what its linear reads and the gradient of what it writes,
+    summed over the candidate's tokens. Gradients of a list are centered and weighed as `rank_centered` has it, and
+    lists count alike. Nothing but the sums of one layer and one list's gradients are kept: each layer has a forward and
+    backward pass of its own through it and those behind it. Time: as of half as many forward and backward passes as
+    there are layers, and the sums.
+
+    Args:
+        ranker: a cross-encoder.
+        pairs: the calibration set, several candidates of each query.
+        names: linears that are one matrix.
+        make: makes an empty sum for a shape ``(outputs, inputs)``.
+        temperature: of the softmax over a list.
+    """
+    by_query: dict[str, list[tuple[str, str]]] = {}
+    for query, document in pairs:
+        by_query.setdefault(query, []).append((query, document))
+    lists = [calibration_batches(ranker, found) for found in by_query.values()]
+    states = [[batch.embedded for batch in batches] for batches in lists]
+    module = ranker.module
+    with progress("Measuring curvature", len(module.layers) * len(lists)) as advance:
+        for index in range(len(module.layers)):
+            own = [name for name in names if name.startswith(f"layers.{index}.")]
+            sums = {name: make(tuple(ranker.weights[f"{name}.weight"].shape)) for name in own}  # type: ignore[arg-type]
+            for batches, values in zip(lists, states, strict=True):
+                if own:
+                    _add_list(module, batches, values, index, sums, temperature, len(lists))
+                advance()
+            yield from sums.items()
+            with torch.no_grad():
+                states = [
+                    [run_layers(module, batch, one, [index]) for batch, one in zip(batches, values, strict=True)]
+                    for batches, values in zip(lists, states, strict=True)
+                ]
+
+
+def _add_list(
+    module: Encoder, batches: Sequence[CalibrationBatch], states: Sequence[Tensor], index: int, sums: dict[str, C],
+    temperature: float | None, n_lists: int,
+) -> None:  # fmt: skip
+    """Add the gradients of one query's candidates."""
+    names, batched = list(sums), zip(batches, states, strict=True)
+    found = [_outer_parts(module, batch, values, index, names) for batch, values in batched]
+    scores = torch.cat([one for one, _ in found])
+    for name, total in sums.items():
+        each = torch.cat([_of_candidates(*parts[name]) for _, parts in found])  # [n, outputs, inputs]
+        centered, shares = rank_centered(each.flatten(1), scores, [""] * len(each), temperature)
+        total.add(centered.view_as(each), shares / n_lists)
+
+
+_Parts = tuple[Tensor, Tensor, list[int]]
+
+
+def _outer_parts(
+    module: Encoder, batch: CalibrationBatch, values: Tensor, index: int, names: Sequence[str]
+) -> tuple[Tensor, dict[str, _Parts]]:
+    """Return scores ``[n]`` and, by linear, what it reads, the gradient of what it writes, and each row's tokens."""
+    read: dict[str, Tensor] = {}
+    written: dict[str, Tensor] = {}
+    with torch.enable_grad(), ExitStack() as hooks:
+        for name in names:
+            hooks.enter_context(_kept(module.get_submodule(name), name, read, written))
+        layout = TokenLayout.of(batch.inputs["attention_mask"])  # the batch's own was made where nothing is recorded
+        values = values.clone().requires_grad_()
+        for layer in list(module.layers)[index:]:
+            values = layer(values, layout)
+        logits = module.head(module.pool(values, layout, first_only=False))
+        gradients = torch.autograd.grad(logits.sum(), list(written.values()))  # rows do not meet: that of each score
+    counts = batch.inputs["attention_mask"].sum(dim=1).tolist()
+    parts = {name: (read[name].detach(), one, counts) for name, one in zip(written, gradients, strict=True)}
+    return logits.detach()[:, 0], parts
+
+
+def _of_candidates(read: Tensor, gradient: Tensor, counts: list[int]) -> Tensor:
+    """Return the gradient of the weight for each row, ``[n, outputs, inputs]``."""
+    rows = zip(read.split(counts), gradient.split(counts), strict=True)
+    return torch.stack([theirs.T @ own for own, theirs in rows])
+
+
+@contextmanager
+def _kept(part: Any, name: str, read: dict[str, Tensor], written: dict[str, Tensor]) -> Iterator[None]:
+    def keep(_: object, inputs: tuple[Tensor], result: Tensor) -> None:
+        read[name], written[name] = inputs[0], result
+
+    hook = part.register_forward_hook(keep)
+    try:
+        yield
+    finally:
+        hook.remove()
