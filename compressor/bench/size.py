@@ -83,6 +83,7 @@ def _own(spec_path: Path, size: int | None, lengths: np.ndarray, stages: np.ndar
         passed = [by_length[n][stage] for n, stage in zip(lengths.tolist(), stages.tolist(), strict=True)]
         mean = sum(passed) / len(passed) if passed else None
         return Cost(size_bytes=size, parameters=parameters(spec), macs_per_pair=mean, macs_scope=_CASCADE_SCOPE)
+    spec = spec.without_exits()  # a cascade's, of which this graph has none
     different, counts = np.unique(lengths, return_counts=True)
     total = sum(macs(spec, int(n)) * int(count) for n, count in zip(different, counts, strict=True))
     mean = total / len(lengths) if len(lengths) else None

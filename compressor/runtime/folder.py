@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from compressor.cascade_stages import ExportedCascade
 from compressor.errors import Fault, InputError, suggest
+from compressor.recipe_faults import faults_of
 from compressor.storage import inside, read_json
 
 MANIFEST = "rankpress.json"
@@ -72,11 +73,7 @@ def cascade_of(folder: Path, onnx_path: Path) -> tuple[ExportedCascade, list[Pat
     try:
         settings = ExportedCascade.model_validate(manifest[CASCADE_KEY])
     except ValidationError as error:
-        faults = [
-            Fault(source=path, where=".".join([CASCADE_KEY, *map(str, fault["loc"])]), found=fault["msg"])
-            for fault in error.errors()
-        ]
-        raise InputError(faults) from None
+        raise InputError(faults_of(error, manifest[CASCADE_KEY], ExportedCascade, path, (CASCADE_KEY,))) from None
     return settings, [_existing(folder, name, source=path, where=CASCADE_KEY) for name in settings.files]
 
 
