@@ -24,7 +24,7 @@ from compressor.passes.quantize import Quantize
 from compressor.ranker.cascade import rank_list, score_stages
 from compressor.ranker.spec import SimilarityHead
 from tests.passes.students import QUICK, applied, distilled, unlabelled
-from tests.ranker.cascades import cascading
+from tests.ranker.cascades import cascade, cascading
 from tests.tiny import build_ranker, tiny_layer, tiny_spec
 
 SMALL: dict[str, Any] = {"keep_at_least": 2, "top": 2, "recall": 0.7}
@@ -93,7 +93,7 @@ def shares_of(lists, given=(None,), places=(0,), target=0.95):
 
 
 def test_the_smallest_share_that_is_shown_to_do_is_found():
-    lists = lists_of(100, 50, noise=0.5)
+    lists = lists_of(60, 50, noise=0.5)
     (share,) = shares_of(lists)
     assert 0.1 < share < 0.6
 
@@ -101,16 +101,16 @@ def test_the_smallest_share_that_is_shown_to_do_is_found():
         return measure_recall(lists, Stages(stages=({"behind": 0, "keep": share},), keep_at_least=5), 5)[0].bound
 
     assert bound(share) >= 0.95 > bound(round(share - 0.01, 2))
-    fresh = measure_recall(lists_of(400, 50, 0.5, seed=1), Stages(stages=({"behind": 0, "keep": share},)), 5)[0]
+    fresh = measure_recall(lists_of(200, 50, 0.5, seed=1), Stages(stages=({"behind": 0, "keep": share},)), 5)[0]
     assert fresh.mean > 0.94
-    assert shares_of(lists_of(100, 50, noise=0.1)) < [share] < shares_of(lists_of(100, 50, noise=2.0))
+    assert shares_of(lists_of(60, 50, noise=0.1)) < [share] < shares_of(lists_of(60, 50, noise=2.0))
 
 
 def test_more_lists_show_more():
-    few, many = (shares_of(lists_of(n, 50, noise=0.5))[0] for n in (15, 300))
+    few, many = (np.mean([shares_of(lists_of(n, 50, 0.5, seed))[0] for seed in range(3)]) for n in (8, 60))
     assert many < few
     assert shares_of(lists_of(2, 50, noise=0.0)) == [1.0]  # ten items, none missed: the bound is 0.74
-    assert shares_of(lists_of(100, 50, noise=0.0)) == [0.1]
+    assert shares_of(lists_of(60, 50, noise=0.0)) == [0.01]  # keep_at_least keeps the best
     assert (fewest_items(0.99), fewest_items(0.95)) == (299, 59)
 
 
@@ -136,36 +136,32 @@ def test_auto_keeps_the_recall_that_was_asked_for(ranker, tiny_data):
     assert notes["stages"][-1]["recall_bound"] >= 0.7 or notes["stages"][-1]["keep"] == 1
     pairs = [(tiny_data.queries["q1"], tiny_data.documents[one]) for one in tiny_data.candidates["q1"]]
     assert score_stages(result, [0, 2], pairs).shape == (3, 8)
-    exact = cascading_exactly(ranker)
     notes.clear()
-    shares = [stage.keep for stage in applied(step, exact, tiny_data, notes).spec.cascade.stages]
-    assert shares[0] < 1, "an exit that ranks as the head does needs to keep little"
-    assert notes["stages"][0]["recall"] == 1
+    step = made({"behind": 0}, {"behind": 2}, recall=0.5)
+    applied(step, of_one_opinion(ranker), tiny_data, notes)
+    # Exits that rank as the head does need to keep no more than the best.
+    assert [(stage["keep"], stage["kept"], stage["recall"]) for stage in notes["stages"]] == [(0.01, 0.25, 1)] * 2
 
 
-def cascading_exactly(ranker):
+def of_one_opinion(ranker):
     """Return the ranker with layers that change nothing behind the first, and exits that are copies of the head."""
     weights = dict(ranker.weights)
-    for name in weights:
-        if name.startswith(("layers.1.", "layers.2.", "layers.3.")) and ".output." in name + "." and "exit" not in name:
-            weights[name] = torch.zeros_like(weights[name])
-        if ".ffn.down." in name and not name.startswith("layers.0"):
-            weights[name] = torch.zeros_like(weights[name])
-        if "_norm." in name and name.endswith("weight"):
-            weights[name] = torch.ones_like(weights[name])
-        if "_norm." in name and name.endswith("bias"):
-            weights[name] = torch.zeros_like(weights[name])
-        if ".exit." in name:
-            weights[name] = weights["head." + name.partition(".exit.")[2]]
+    for name, tensor in ranker.weights.items():
+        _, _, of_exit = name.partition(".exit.")
+        if of_exit:
+            weights[name] = weights[f"head.{of_exit}"]
+        elif "_norm." in name:
+            weights[name] = torch.ones_like(tensor) if name.endswith("weight") else torch.zeros_like(tensor)
+        elif name.startswith("layers.") and name[7] != "0" and (".output." in name or ".down." in name):
+            weights[name] = torch.zeros_like(tensor)
     return ranker.changed(weights=weights)
 
 
 def test_too_few_lists_to_show_anything_are_refused(ranker, tiny_data):
-    with pytest.raises(
-        InputError, match=r"6 of 6 lists .* at least 30 to show a recall of 0.99 of the first 10"
-    ) as few:
-        many = replace(tiny_data, candidates={q: [*d, *d] for q, d in tiny_data.candidates.items()})
-        applied(Cascade.model_validate({"stages": [{"behind": 0}]}), ranker, many)
+    longer = replace(tiny_data, candidates={query: [*ids, *ids] for query, ids in tiny_data.candidates.items()})
+    step = Cascade.model_validate({"stages": [{"behind": 0}]})
+    with pytest.raises(InputError, match=r"6 of 6 lists .* at least 30 to show a recall of 0.99") as few:
+        applied(step, ranker, longer)
     assert "name other data.calibration" in str(few.value)
     with pytest.raises(InputError, match="0 of 6 lists that are longer than keep_at_least 9"):
         applied(made({"behind": 0, "keep": 0.5}, keep_at_least=9), ranker, tiny_data)
@@ -224,10 +220,8 @@ def test_bi_encoders_and_second_cascades_are_refused(ranker):
 
 def test_quantized_rankers_cascade_and_a_cascade_survives_rounding(ranker, tiny_data):
     step = made({"behind": 0, "keep": 0.5})
-    behind, before = (
-        applied(step, applied(Quantize(), ranker), tiny_data),
-        applied(Quantize(), applied(step, ranker, tiny_data)),
-    )
+    behind = applied(step, applied(Quantize(), ranker), tiny_data)
+    before = applied(Quantize(), applied(step, ranker, tiny_data))
     assert behind.spec == before.spec
     (promise,) = step.promises(behind)
     assert promise.check(before) is None
@@ -244,13 +238,13 @@ def test_layers_do_not_go_from_under_a_cascade(ranker):
 
 
 def test_exits_learn_to_keep_the_best(tiny_data):
-    teacher = cascading(seed=5)
+    teacher = cascading(cascade({"behind": 0, "keep": 1}), seed=5, layers=(tiny_layer(),) * 2)
     teacher = teacher.changed(spec=teacher.spec.changed(cascade=None))
     data = unlabelled(tiny_data)
     curves: dict[str, Any] = {}
     lists = {"list_size": 8}
     settings: dict[str, Any] = {
-        "losses": {"mse": 1e-6}, "representations": {}, "lists": lists, "epochs": 30,
+        "losses": {"mse": 1e-6}, "representations": {}, "lists": lists, "epochs": 10,
         "exit_losses": {"keep_top": {"weight": 5, "top": 0.25, "keep": 0.375}},
     }  # fmt: skip
     trained = distilled(teacher, teacher.without_exits(), data, lambda supply: curves.update(supply.curves), **settings)
@@ -269,7 +263,6 @@ def test_exit_losses_need_exits_and_lists(ranker):
     assert step.plan(ranker.spec) == ranker.spec
     assert "no exits" in refusal(step, build_ranker()).found
     assert "a weight of 0" in refusal(step.changed(exits=0), ranker).found
-    single = Finetune.model_validate(
-        {"exit_losses": {"keep_top": 1}, "losses": {"bce_labels": 1}, "lists": {"list_size": 1}}
-    )
-    assert refusal(single, ranker).setting == "exit_losses.keep_top"
+    single: dict[str, Any] = {"losses": {"bce_labels": 1}, "lists": {"list_size": 1}}
+    step = Finetune.model_validate({"exit_losses": {"keep_top": 1}, **single})
+    assert refusal(step, ranker).setting == "exit_losses.keep_top"
