@@ -169,8 +169,8 @@ const { logits } = await model(inputs);
 """
 
 _CASCADE = """**Lists are ranked in stages.** rankpress runs the graphs `onnx/cascade_*.onnx` in turn: behind each but
-the last, the weakest candidates of the query are dropped (`cascade` in `rankpress.json` says how many stay). A dropped one
-stands below all that went further, with a score that compares within its ranking alone. `score`, and every other
+the last, the weakest candidates of the query are dropped (`cascade` in `rankpress.json` says how many stay). A dropped
+one stands below all that went further, with a score that compares within its ranking alone. `score`, and every other
 runtime, takes `onnx/model.onnx`, at full depth.
 """
 

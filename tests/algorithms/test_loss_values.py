@@ -116,9 +116,9 @@ def test_keep_top_without_margin_is_zero_exactly_where_all_of_the_best_are_kept(
     outcomes = set()
     for _ in range(200):
         scores, targets = torch.randn(2, 10, generator=generator).tolist()
-        kept = sorted(range(10), key=lambda item, scores=scores: -scores[item])[: round(10 * keep)]
-        best = sorted(range(10), key=lambda item, targets=targets: -targets[item])[:3]
-        lost = not set(best) <= set(kept)
+        kept = sorted(zip(scores, range(10), strict=True), reverse=True)[: round(10 * keep)]
+        best = sorted(zip(targets, range(10), strict=True), reverse=True)[:3]
+        lost = not {item for _, item in best} <= {item for _, item in kept}
         assert (value("keep_top", targets, scores, top=0.3, keep=keep, margin=0.0) > 0) == lost
         outcomes.add(lost)
     assert outcomes == {True, False}

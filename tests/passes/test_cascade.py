@@ -21,10 +21,11 @@ from compressor.passes.distill import Distill
 from compressor.passes.drop_layers import DropLayers
 from compressor.passes.finetune import Finetune
 from compressor.passes.quantize import Quantize
-from compressor.ranker.cascade import rank_list, score_stages
+from compressor.ranker.cascade import score_stages
 from compressor.ranker.spec import SimilarityHead
-from tests.passes.students import QUICK, applied, distilled, unlabelled
-from tests.ranker.cascades import cascade, cascading
+from tests.passes import students
+from tests.passes.students import QUICK, distilled, unlabelled
+from tests.ranker.cascades import cascade, cascading, rank_list
 from tests.tiny import build_ranker, tiny_layer, tiny_spec
 
 SMALL: dict[str, Any] = {"keep_at_least": 2, "top": 2, "recall": 0.7}
@@ -41,6 +42,10 @@ def made(*stages: dict[str, Any], **settings: Any) -> Cascade:
     return Cascade.model_validate({**SMALL, "stages": stages, **settings})
 
 
+def applied(step: Any, ranker: Any, data: Any = None, notes: dict[str, Any] | None = None) -> Any:
+    return students.applied(step, ranker, data, notes)
+
+
 def refusal(step: Any, ranker: Any) -> PlanError:
     with pytest.raises(PlanError) as caught:
         step.plan(ranker.spec)
@@ -54,7 +59,8 @@ def test_shares_are_used_as_given_and_measured(ranker, tiny_data):
     assert result.spec == step.plan(ranker.spec)
     assert [stage.keep for stage in result.spec.cascade.stages] == [0.75, 0.5]
     assert result.weights == ranker.weights
-    kept, hits = [[], []], [[], []]
+    kept: list[list[float]] = [[], []]
+    hits: list[list[float]] = [[], []]
     for query, documents in tiny_data.candidates.items():
         texts = [tiny_data.documents[one] for one in documents]
         pairs = [(tiny_data.queries[query], text) for text in texts]
@@ -132,7 +138,8 @@ def test_auto_keeps_the_recall_that_was_asked_for(ranker, tiny_data):
     step = made({"behind": 0}, {"behind": 2})
     notes: dict[str, Any] = {}
     result = applied(step, ranker, tiny_data, notes)
-    assert [one.keep for one in step.plan(ranker.spec).cascade.stages] == [1, 1]
+    planned: Any = step.plan(ranker.spec).cascade
+    assert [one.keep for one in planned.stages] == [1, 1]
     assert notes["stages"][-1]["recall_bound"] >= 0.7 or notes["stages"][-1]["keep"] == 1
     pairs = [(tiny_data.queries["q1"], tiny_data.documents[one]) for one in tiny_data.candidates["q1"]]
     assert score_stages(result, [0, 2], pairs).shape == (3, 8)
@@ -202,7 +209,7 @@ def test_a_stage_behind_the_embeddings_needs_segments_and_no_exits(tiny_data):
     plain = build_ranker(tiny_spec())
     step = made({"behind": "embeddings", "keep": 0.5})
     assert applied(step, plain, tiny_data).spec.cascade is not None
-    embeddings = plain.spec.embeddings
+    embeddings: Any = plain.spec.embeddings
     one = plain.spec.changed(embeddings=embeddings.changed(segments=embeddings.segments.changed(rows=1)))
     assert "all of one segment" in refusal(step, build_ranker(one)).found
     from tests.tiny import tokenizer_files
@@ -225,7 +232,7 @@ def test_quantized_rankers_cascade_and_a_cascade_survives_rounding(ranker, tiny_
     assert behind.spec == before.spec
     (promise,) = step.promises(behind)
     assert promise.check(before) is None
-    assert "the cascade None" in promise.check(ranker)
+    assert promise.check(ranker) == "the cascade None"
 
 
 def test_layers_do_not_go_from_under_a_cascade(ranker):

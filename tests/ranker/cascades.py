@@ -7,9 +7,14 @@ from typing import Any
 import torch
 
 from compressor.cascade_stages import Cascade
+from compressor.ranker import cascade as of_rankers
 from tests.tiny import DOCUMENTS, QUERIES, build_ranker, tiny_layer, tiny_spec
 
-STAGES = ({"behind": "embeddings", "keep": 0.8}, {"behind": 0, "keep": 0.5}, {"behind": 1, "keep": 0.25})
+STAGES: tuple[dict[str, Any], ...] = (
+    {"behind": "embeddings", "keep": 0.8},
+    {"behind": 0, "keep": 0.5},
+    {"behind": 1, "keep": 0.25},
+)
 
 
 def cascade(*stages: dict[str, Any], keep_at_least: int = 2) -> Cascade:
@@ -23,6 +28,11 @@ def cascading(settings: Cascade | None = None, seed: int = 3, **changes: Any) ->
     with_exits = tuple(layer.changed(exit=spec.head) for layer in spec.layers[:-1])
     spec = spec.changed(layers=(*with_exits, spec.layers[-1]))
     return build_ranker(spec.changed(cascade=settings or cascade()), seed=seed)
+
+
+def rank_list(ranker: Any, query: str, documents: list[str]) -> Any:
+    """Return torch's ranking of a list; of a ranker with a cascade it has stages."""
+    return of_rankers.rank_list(ranker, query, documents)
 
 
 def long_list(n_documents: int = 23, seed: int = 0) -> tuple[str, list[str]]:

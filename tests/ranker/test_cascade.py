@@ -10,14 +10,14 @@ import torch
 from pydantic import ValidationError
 
 from compressor.cascade_stages import Cascade, ExportedCascade
-from compressor.ranker.cascade import rank_list, run_cascade, score_stages, similarity
+from compressor.ranker.cascade import run_cascade, score_stages, similarity
 from compressor.ranker.cost import macs, macs_of_stages
 from compressor.ranker.spec import RankerSpec
 from compressor.ranker.store import load_ranker, save_ranker
 from compressor.ranker.tokens import TokenLayout
 from compressor.runtime.batching import padded
 from compressor.runtime.list_scores import best, in_one_order
-from tests.ranker.cascades import STAGES, cascade, cascading, long_list
+from tests.ranker.cascades import STAGES, cascade, cascading, long_list, rank_list
 from tests.tiny import tiny_layer, tiny_spec
 
 PLACES = [stage["behind"] for stage in STAGES]
@@ -54,7 +54,7 @@ def test_every_stage_drops_the_weakest_of_those_that_are_left(ranker, scored):
     found = rank_list(ranker, query, documents)
     alive = np.arange(len(documents))
     for place, count in enumerate(ranker.spec.cascade.counts(len(documents))):
-        order = sorted(alive.tolist(), key=lambda one, place=place: (-scored[place, one], one))
+        order = alive[np.argsort(-scored[place, alive], kind="stable")]
         alive = np.sort(order[:count])
         assert set(np.flatnonzero(found.stages > place)) == set(alive.tolist())
     assert np.bincount(found.stages).tolist() == [4, 7, 6, 6]
