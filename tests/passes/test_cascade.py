@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from compressor.algorithms.stage_recall import fewest_items, measure_recall, smallest_shares
 from compressor.cascade_stages import Cascade as Stages
 from compressor.errors import InputError
-from compressor.passes import PlanError
+from compressor.passes import PlanError, Supply
 from compressor.passes.add_exits import AddExits
 from compressor.passes.cascade import Cascade
 from compressor.passes.cut_at_exit import CutAtExit
@@ -249,16 +249,15 @@ def test_exits_learn_to_keep_the_best(tiny_data):
     teacher = teacher.changed(spec=teacher.spec.changed(cascade=None))
     data, found = unlabelled(tiny_data), {}
     settings: dict[str, Any] = {"losses": {"mse": 1}, "representations": {}, "lists": {"list_size": 8}, "epochs": 20}
+    supplies: list[Supply] = []
     for name, losses in (("without", {}), ("with", {"keep_top": {"top": 0.25, "keep": 0.375}})):
-        curves: dict[str, Any] = {}
         trained = distilled(
-            teacher, teacher.without_exits(), data, lambda supply, seen=curves: seen.update(supply.curves),
-            **settings, exit_losses=losses,
+            teacher, teacher.without_exits(), data, supplies.append, **settings, exit_losses=losses
         )  # fmt: skip
         notes: dict[str, Any] = {}
         applied(made({"behind": 0, "keep": 0.375}), trained, tiny_data, notes)
         found[name] = notes["stages"][0]["recall"]
-    steps = [value for _, value in curves["loss/exits"]]
+    steps = [value for _, value in supplies[-1].curves["loss/exits"]]
     assert np.mean(steps[-6:]) < 0.6 * np.mean(steps[:6])
     assert found["with"] > found["without"]
 
