@@ -98,6 +98,15 @@ class RankDistil(LossOptions):
     margin: NonNegativeFloat = 0.0
 
 
+class KeepTop(LossOptions):
+    """The teacher's best stay in what a cascade keeps of a list. ``top``, ``keep``: as shares of the list, the best and
+    what is kept; ``margin``: by how much the best beat what is cut."""
+
+    top: float = Field(default=0.1, gt=0, le=1)
+    keep: float = Field(default=0.3, gt=0, le=1)
+    margin: NonNegativeFloat = 1.0
+
+
 class ListMLE(LossOptions):
     """Likelihood of the teacher's order, one choice after another."""
 
@@ -175,6 +184,7 @@ LOSS_OPTIONS: Mapping[str, type[LossOptions]] = MappingProxyType(
         "lambda_loss": LambdaLoss,
         "adr_mse": ADRMSE,
         "rank_distil": RankDistil,
+        "keep_top": KeepTop,
         "list_mle": ListMLE,
         "plist_mle": PListMLE,
         "softmax_labels": SoftmaxLabels,

@@ -18,6 +18,7 @@ from compressor.algorithms.loss_options import LOSS_OPTIONS, LossOptions, Target
 from compressor.algorithms.teacher_losses import (
     adr_mse,
     centered_mse,
+    keep_top,
     list_mle,
     listwise_kl,
     margin_mse,
@@ -66,6 +67,7 @@ _FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "lambda_loss": lambda_loss,
     "adr_mse": adr_mse,
     "rank_distil": rank_distil,
+    "keep_top": keep_top,
     "list_mle": list_mle,
     "plist_mle": plist_mle,
     "softmax_labels": softmax_labels,

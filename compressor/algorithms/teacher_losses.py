@@ -99,6 +99,37 @@ def rank_distil(
     return torch.where(lists.valid.sum(dim=1) > 1, matched + gamma * pushed, matched.new_zeros(()))
 
 
+def keep_top(
+    scores: Tensor, targets: Tensor, mask: Tensor, *, top: float = 0.1, keep: float = 0.3, margin: float = 1.0
+) -> Tensor:
+    """Hold the teacher's top items in the part of the list that a cascade keeps.
+
+    ``mean over the top of relu(margin + c - s_i)``, c the best score that must be beaten so that all of them are kept:
+    of the other items' scores the one at place ``n_keep - n_top + 1``. Of n items the first ``ceil(top n)`` are the top
+    (ties at the border are all in) and ``ceil(keep n)`` are kept, no fewer than those. Nothing is asked of the order
+    above the cut, nor of lists of which nothing is cut. After the stages of the Cascade Transformer (arXiv 2005.02534);
+    the hinge at the cut is ours.
+    """
+    lists = score_lists(scores, targets, mask)
+    n_items = lists.valid.sum(dim=1, keepdim=True)
+    n_top = _share_of(top, n_items)
+    n_keep = torch.maximum(_share_of(keep, n_items), n_top)
+    is_top = lists.valid & (lists.better().sum(dim=1) < n_top)
+    lowest = least(lists.scores)
+    others = lists.scores.masked_fill(is_top | ~lists.valid, lowest)
+    place = (n_keep - is_top.sum(dim=1, keepdim=True)).clamp(min=0, max=others.shape[1] - 1)
+    cut = others.detach().sort(dim=1, descending=True).values.gather(1, place)
+    at_cut = (others.detach() == cut) & (others.detach() > lowest)  # all of equal ones, whatever their order
+    shared = mean_of(others, at_cut)[:, None]
+    held = is_top & (n_items > n_keep) & at_cut.any(dim=1, keepdim=True)
+    return mean_of(F.relu(margin + shared - lists.scores), held)
+
+
+def _share_of(share: float, n_items: Tensor) -> Tensor:
+    """Return ``ceil(share * n)``; a float's last bit makes no item more."""
+    return (n_items.double() * share - 1e-6).ceil().long()
+
+
 def list_mle(scores: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
     """Negative log-likelihood of the targets' order, per item (ListMLE, ICML 2008).
 

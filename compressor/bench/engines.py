@@ -22,14 +22,16 @@ class Scored:
     """Scores of one query's pairs, in order, and what they took.
 
     Attributes:
-        scores: float32 [k], raw logits.
+        scores: float32 [k], raw logits; of a cascade, what its ranking sorts by.
         lengths: tokens of each pair [k], padding not counted.
+        stages: of a cascade, how many stages each pair passed [k].
     """
 
     scores: np.ndarray
     lengths: list[int]
     tokenize_s: float
     forward_s: float
+    stages: list[int] | None = None
 
 
 class Engine(Protocol):
@@ -59,7 +61,10 @@ def open_engine(request: dict[str, Any]) -> Engine:
 
 @dataclass
 class OnnxEngine:
-    """An ONNX folder in our runtime: pairs sorted by length under a token budget, batches trimmed to their longest."""
+    """An ONNX folder in our runtime: pairs sorted by length under a token budget, batches trimmed to their longest.
+
+    Where the folder has a cascade, a query's pairs are one list that goes through it.
+    """
 
     folder: Path
     file: str | None
@@ -80,9 +85,12 @@ class OnnxEngine:
         start = time.perf_counter()
         encoded = self._ranker.encode(pairs)
         tokenized = time.perf_counter()
-        scores = self._ranker.score_encoded(encoded)
+        found = self._ranker.score_list(encoded)
         end = time.perf_counter()
-        return Scored(scores=scores, lengths=_lengths(encoded), tokenize_s=tokenized - start, forward_s=end - tokenized)
+        return Scored(
+            scores=found.scores, lengths=_lengths(encoded), tokenize_s=tokenized - start, forward_s=end - tokenized,
+            stages=None if found.stages is None else found.stages.tolist(),
+        )  # fmt: skip
 
     def score_in_one_batch(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
         return self._ranker.score_encoded(self._ranker.encode(pairs), batch_tokens=2**31)

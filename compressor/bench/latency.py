@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -38,6 +39,7 @@ class RowTimes:
         tokenize_s, forward_s: float64 [rounds, queries].
         scores: per timed query, float32 [k], from the first round.
         lengths: tokens of every pair of the workload.
+        stages: of a cascade, how many stages each of these pairs passed.
     """
 
     tokenize_s: np.ndarray
@@ -48,6 +50,14 @@ class RowTimes:
     import_s: float
     peak_memory_bytes: int
     weights_path: str
+    stages: np.ndarray | None = None
+
+    @property
+    def stage_shares(self) -> list[float] | None:
+        """Share of the pairs that went on behind each stage of a cascade."""
+        if self.stages is None or not len(self.stages):
+            return None
+        return [float((self.stages > stage).mean()) for stage in range(int(self.stages.max()))]
 
     @property
     def total_s(self) -> np.ndarray:
@@ -91,7 +101,7 @@ def measure_latency(
         _announce(plan, threads)
         tokenize_s = np.zeros((len(rows), plan.rounds, len(queries)))
         forward_s = np.zeros_like(tokenize_s)
-        first: list[list[dict[str, list[float]]]] = [[] for _ in rows]
+        first: list[list[dict[str, Any]]] = [[] for _ in rows]
         rng = np.random.default_rng(settings.seed)
         rest = _Rest()
         turns = plan.rounds * len(queries) * len(rows)
@@ -112,10 +122,17 @@ def measure_latency(
                 lengths=np.concatenate([np.array(reply["lengths"], dtype=np.int64) for reply in first[r]]),
                 load_s=workers[r].load_s, import_s=workers[r].import_s,
                 peak_memory_bytes=workers[r].peak_memory_bytes(), weights_path=str(workers[r].weights_path),
+                stages=_stages(first[r]),
             )
             for r, row in enumerate(rows)
         }  # fmt: skip
     return Timing(threads=threads, rows=times, notes=plan.notes, busy_share=rest.busy_share)
+
+
+def _stages(replies: Sequence[dict[str, Any]]) -> np.ndarray | None:
+    """Return how many stages each pair passed; None of what has no cascade."""
+    known = [reply["stages"] for reply in replies if reply["stages"] is not None]
+    return np.concatenate([np.array(one, dtype=np.int64) for one in known]) if known else None
 
 
 class _Rest:

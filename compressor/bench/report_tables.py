@@ -114,7 +114,7 @@ def cost_table(report: Report) -> str:
     head = ["row", "file", "MB", "packed, MB", "parameters", "multiply-adds per pair", "counted"]
     rows = []
     for row in report.rows:
-        scope = f"<small>{row.macs_scope or ABSENT}</small>"
+        scope = f"<small>{row.macs_scope or ABSENT}</small>{_stages(row)}"
         cells = [escape(row.name), escape(row.file or row.folder), shown_mb(row.size_bytes),
                  shown_mb(row.packed_bytes), shown_count(row.parameters), shown_count(row.macs_per_pair),
                  scope]  # fmt: skip
@@ -162,6 +162,14 @@ def machine_list(report: Report) -> str:
                             f"first stage {data.first_stage}, fingerprint {data.fingerprint[:12]}"))  # fmt: skip
     terms += [(row.name, f"{row.folder}, fingerprint {row.fingerprint[:12]}{_same(row)}") for row in report.rows]
     return "<dl>" + "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in terms) + "</dl>"
+
+
+def _stages(row: Row) -> str:
+    """Say how many candidates a cascade let through."""
+    if not row.stage_shares:
+        return ""
+    shown = ", ".join(f"{100 * share:.0f} %" for share in row.stage_shares)
+    return f"<small>candidates that went on behind its stages: {shown}</small>"
 
 
 def _breakable(name: str) -> str:

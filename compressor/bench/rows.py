@@ -14,7 +14,7 @@ from compressor import __version__
 from compressor.bench.machine import cpu_model, isa_flags
 from compressor.errors import Fault, InputError, suggest
 from compressor.records import Record
-from compressor.runtime.folder import choose_onnx_file
+from compressor.runtime.folder import cascade_of, choose_onnx_file
 from compressor.storage import sha256_file, sha256_json
 
 Engine = Literal["onnx", "torch_fp32_padded"]
@@ -86,7 +86,9 @@ def row_fingerprint(row: RowSpec) -> str:
     content = {path.relative_to(row.folder).as_posix(): sha256_file(path) for path in _content(row)}
     runtime = {package: _version(package) for package in _ENGINE_PACKAGES[row.engine]}
     machine = [platform.machine(), cpu_model(), isa_flags()]
-    return sha256_json([__version__, row.engine, content, runtime, machine])
+    staged = cascade_of(row.folder, choose_onnx_file(row.folder, row.file)) if row.engine == "onnx" else None
+    cascade = [staged[0].model_dump(mode="json")] if staged else []
+    return sha256_json([__version__, row.engine, content, runtime, machine, *cascade])
 
 
 def _content(row: RowSpec) -> list[Path]:
@@ -96,7 +98,8 @@ def _content(row: RowSpec) -> list[Path]:
         return files + [path for path in sorted(row.folder.iterdir()) if path.suffix in _CHECKPOINT_FILES]
     graph = choose_onnx_file(row.folder, row.file)
     external = [graph.with_name(graph.name + suffix) for suffix in (".data", "_data")]
-    return [*files, graph, *(path for path in external if path.is_file())]
+    staged = cascade_of(row.folder, graph)
+    return [*files, graph, *(staged[1] if staged else ()), *(path for path in external if path.is_file())]
 
 
 def _version(package: str) -> str:

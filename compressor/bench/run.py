@@ -149,7 +149,8 @@ def _row(
     references = [other.name for other in rows if other.kind == "baseline" or other.name == teacher]
     times = timings[-1].rows[row.name]
     n_pairs = np.array([len(query.pairs) for query in workload])
-    cost = cost_of(row, Path(times.weights_path), times.lengths)
+    cost = cost_of(row, Path(times.weights_path), times.lengths, times.stages)
+    shares = times.stage_shares
     spread = [float(values.std()) for values in times.scores if len(values) > 1]
     is_teacher = row.name == teacher
     return Row(
@@ -166,6 +167,7 @@ def _row(
         ),
         size_bytes=cost.size_bytes, packed_bytes=cost.packed_bytes, parameters=cost.parameters,
         macs_per_pair=cost.macs_per_pair, macs_scope=cost.macs_scope,
+        stage_shares=None if shares is None else [round(share, _DIGITS) for share in shares],
     )  # fmt: skip
 
 

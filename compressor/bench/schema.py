@@ -132,6 +132,9 @@ class Row(Record):
     parameters: int | None = None
     macs_per_pair: float | None = Field(default=None, description="multiply-adds, mean over the timed pairs")
     macs_scope: str | None = Field(default=None, description="what `macs_per_pair` counts")
+    stage_shares: list[float] | None = Field(
+        default=None, description="of a cascade: share of the timed candidates that went on behind each stage"
+    )
 
 
 class Check(Record):

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from compressor.bench.rows import RowSpec
+from compressor.runtime.folder import cascade_of
 
 _ATTENTION_KEYS = ("num_hidden_layers", "hidden_size")
 _OWN_SCOPE = "linear layers and attention, as computed by this graph"
+_CASCADE_SCOPE = "linear layers and attention, as computed by the cascade for these lists"
 _WITH_ATTENTION = "linear layers and attention, every layer at every token"
 _LINEAR_ONLY = "linear layers only"
 _ONCE_PER_PAIR = ("pooler", "classifier", "score.", "head.")
@@ -31,7 +33,7 @@ class Cost:
     macs_scope: str | None = None
 
 
-def cost_of(row: RowSpec, weights_path: Path, lengths: np.ndarray) -> Cost:
+def cost_of(row: RowSpec, weights_path: Path, lengths: np.ndarray, stages: np.ndarray | None = None) -> Cost:
     """Measure a row's file and count its parameters and multiply-adds.
 
     Own folders are counted from ``spec.json``, foreign graphs from their initializers and checkpoints from their
@@ -39,8 +41,13 @@ def cost_of(row: RowSpec, weights_path: Path, lengths: np.ndarray) -> Cost:
 
     Args:
         lengths: tokens of each timed pair, padding not counted, int64 [n].
+        stages: how many stages of a cascade each one passed, where the folder has one. The file is then its graphs.
     """
     size = _bytes_with_external_data(weights_path)
+    staged = cascade_of(row.folder, weights_path) if row.engine == "onnx" and weights_path.is_file() else None
+    if staged and stages is not None:
+        size = sum(path.stat().st_size for path in staged[1])
+        return _own(row.folder / "spec.json", weights_path, size, lengths, stages)
     if row.engine == "onnx" and (row.folder / "spec.json").is_file():
         return _own(row.folder / "spec.json", weights_path, size, lengths)
     if weights_path.suffix == ".onnx" and weights_path.is_file():
@@ -67,12 +74,20 @@ class _Counted:
     per_pair: int
 
 
-def _own(spec_path: Path, weights_path: Path, size: int | None, lengths: np.ndarray) -> Cost:
-    from compressor.ranker.cost import macs, parameters
+def _own(
+    spec_path: Path, weights_path: Path, size: int | None, lengths: np.ndarray, stages: np.ndarray | None = None
+) -> Cost:
+    from compressor.ranker.cost import macs, macs_of_stages, parameters
     from compressor.ranker.sparsity import sparse_linears
     from compressor.ranker.spec import RankerSpec
 
     spec = RankerSpec.model_validate_json(spec_path.read_text(encoding="utf-8"))
+    if stages is not None:
+        by_length = {n: macs_of_stages(spec, n) for n in set(lengths.tolist())}
+        passed = [by_length[n][stage] for n, stage in zip(lengths.tolist(), stages.tolist(), strict=True)]
+        mean = sum(passed) / len(passed) if passed else None
+        return Cost(size_bytes=size, parameters=parameters(spec), macs_per_pair=mean, macs_scope=_CASCADE_SCOPE)
+    spec = spec.without_exits()  # a cascade's, of which this graph has none
     different, counts = np.unique(lengths, return_counts=True)
     total = sum(macs(spec, int(n)) * int(count) for n, count in zip(different, counts, strict=True))
     mean = total / len(lengths) if len(lengths) else None

@@ -55,7 +55,7 @@ def _answer(engine: Engine | None, request: dict[str, Any]) -> dict[str, Any]:
         scored = engine.score(pairs)
         return {
             "scores": scored.scores.tolist(), "lengths": scored.lengths,
-            "tokenize_s": scored.tokenize_s, "forward_s": scored.forward_s,
+            "tokenize_s": scored.tokenize_s, "forward_s": scored.forward_s, "stages": scored.stages,
         }  # fmt: skip
     raise ValueError(f"unknown request {request['do']!r}")
 

@@ -52,7 +52,7 @@ class WorkerProcess:
         self.weights_path = Path(ready["weights_path"])
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
-        """Score one query's pairs; returns scores, lengths, tokenize_s, forward_s.
+        """Score one query's pairs; returns scores, lengths, tokenize_s, forward_s, stages.
 
         Raises:
             RunError: the ranker failed or its process died; names the row.

@@ -10,10 +10,19 @@ from typing import Any
 
 import numpy as np
 
+from compressor.cascade_stages import ExportedCascade
+from compressor.export.cascade import check_cascade, write_cascade
 from compressor.export.configs import tokenizer_files, write_config
 from compressor.export.encoder import write_graph
 from compressor.export.graph import Dialect
-from compressor.export.manifest import COMPANION_FILE, HALF_FILES, MAIN_FILE, PORTABLE_FILE, make_manifest
+from compressor.export.manifest import (
+    CASCADE_FILES,
+    COMPANION_FILE,
+    HALF_FILES,
+    MAIN_FILE,
+    PORTABLE_FILE,
+    make_manifest,
+)
 from compressor.export.model_card import write_model_card
 from compressor.export.parity import Parity, check_parity, parity_batches, torch_results
 from compressor.families import can_be_stock, stock_checkpoint
@@ -22,6 +31,7 @@ from compressor.ranker.quantizers import to_float_kind
 from compressor.ranker.ranker import Ranker
 from compressor.ranker.rounding import in_fp32, round_spec
 from compressor.ranker.spec import Int8Dynamic, Int8Rows, LinearSpec, TableSpec, float_kind
+from compressor.runtime.cascade import OnnxCascade
 from compressor.runtime.folder import MANIFEST
 from compressor.storage import whole_folder, write_json
 
@@ -58,6 +68,7 @@ def export_folder(
         ranker: what to export. Its spec decides what ``onnx/model.onnx`` is; exits are left out, in ``spec.json`` too:
             the graph gives the head's scores alone. One in half precision goes to a file of its own, for GPUs:
             ``onnx/model.onnx`` computes with the same weights in fp32, as CPUs run half precision slowly or not at all.
+            A cascade adds graphs of its own (``onnx/cascade_0.onnx``, ...), which read its exits.
         folder: where to; one that exists is replaced.
         manifest: entries to add to ``rankpress.json``: recipe, teacher, data.
         calibration_pairs: (query, document) texts on which ONNX and torch are compared, beside made-up rows.
@@ -69,7 +80,7 @@ def export_folder(
         InputError: the tokenizer's files do not fit the spec.
     """
     start = time.monotonic()
-    ranker = ranker.without_exits()
+    ranker = ranker.as_served()
     batches = parity_batches(ranker, calibration_pairs)
     with whole_folder(folder) as partial:
         (partial / "onnx").mkdir()
@@ -88,8 +99,11 @@ def export_folder(
             agreement, _ = _write_checked(main, partial / PORTABLE_FILE, "portable", batches)
             records.append(agreement)
             entries.append(asdict(agreement))
+        cascade, agreements = _write_cascade(main, partial, batches)
+        records += agreements
+        entries += map(asdict, agreements)
         _write_small_files(ranker, main, partial)
-        whole = make_manifest(ranker, partial, entries, {"kind": _kind(ranker), **manifest})
+        whole = make_manifest(ranker, partial, entries, {"kind": _kind(ranker), **manifest}, cascade)
         write_json(partial / MANIFEST, whole)
         write_model_card(partial, whole, None)
     return ExportReport(
@@ -152,10 +166,24 @@ def _write_half(
     return [{"file": path.name, "cause": cause, "simulation_against_main_file": _agreement(scores, simulated)}]
 
 
+def _write_cascade(
+    ranker: Ranker, folder: Path, batches: Sequence[dict[str, np.ndarray]]
+) -> tuple[ExportedCascade | None, list[Parity]]:
+    graphs = write_cascade(ranker.spec, ranker.weights)
+    if not ranker.spec.cascade or not graphs:
+        return None, []
+    files = tuple(CASCADE_FILES.format(place=place) for place in range(len(graphs)))
+    settings = ExportedCascade(**dict(ranker.spec.cascade), files=files)
+    for name, graph in zip(files, graphs, strict=True):
+        (folder / name).write_bytes(graph.SerializeToString())
+    return settings, check_cascade(ranker, OnnxCascade.load(settings, [folder / name for name in files]), batches)
+
+
 def _write_small_files(ranker: Ranker, main: Ranker, folder: Path) -> None:
-    if can_be_stock(main.spec) is None:
-        stock_checkpoint(main, folder)
-    write_json(folder / "config.json", write_config(ranker))
+    plain = main.without_exits()
+    if can_be_stock(plain.spec) is None:
+        stock_checkpoint(plain, folder)
+    write_json(folder / "config.json", write_config(plain))
     (folder / "spec.json").write_text(ranker.spec.model_dump_json(indent=1) + "\n", encoding="utf-8")
     for name, content in tokenizer_files(ranker).items():
         (folder / name).write_bytes(content)

@@ -10,16 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from compressor import __version__
+from compressor.cascade_stages import ExportedCascade
 from compressor.ranker.cost import linears_of, tables_of
 from compressor.ranker.ranker import Ranker
 from compressor.ranker.spec import RankerSpec
-from compressor.runtime.folder import MAIN_FILE_KEY, MANIFEST
+from compressor.runtime.folder import CASCADE_KEY, MAIN_FILE_KEY, MANIFEST
 from compressor.storage import sha256_file
 
 MAIN_FILE = "onnx/model.onnx"
 COMPANION_FILE = "onnx/model_quantized.onnx"
 PORTABLE_FILE = "onnx/model_portable.onnx"
 HALF_FILES = {"fp16": "onnx/model_fp16.onnx", "bf16": "onnx/model_bf16.onnx"}
+CASCADE_FILES = "onnx/cascade_{place}.onnx"
 CARD = "README.md"
 _ROLES = {
     MAIN_FILE: "main",
@@ -41,7 +43,11 @@ _FLAGS = frozenset((
 
 
 def make_manifest(
-    ranker: Ranker, folder: Path, parity: list[dict[str, Any]], more: Mapping[str, Any]
+    ranker: Ranker,
+    folder: Path,
+    parity: list[dict[str, Any]],
+    more: Mapping[str, Any],
+    cascade: ExportedCascade | None = None,
 ) -> dict[str, Any]:
     """Return the manifest of a folder whose files are all written, the card apart.
 
@@ -50,6 +56,7 @@ def make_manifest(
         folder: holds the files.
         parity: agreement of each ONNX file with torch.
         more: the caller's entries (recipe, teacher, data); a key of ours is refused.
+        cascade: what ranks lists, if there is such a thing.
     """
     manifest: dict[str, Any] = {
         "schema": 1,
@@ -67,6 +74,8 @@ def make_manifest(
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
         "exported_on": cpu(),
     }
+    if cascade:
+        manifest[CASCADE_KEY] = cascade.model_dump(mode="json")
     clash = manifest.keys() & more.keys()
     if clash:
         raise ValueError(f"the manifest writes these keys itself: {', '.join(sorted(clash))}")
@@ -99,7 +108,9 @@ def cpu() -> dict[str, Any]:
 
 
 def _entry(folder: Path, path: Path) -> dict[str, Any]:
-    role = _ROLES.get(path.relative_to(folder).as_posix(), "tokenizer")
+    name = path.relative_to(folder).as_posix()
+    is_of_cascade = name.startswith(CASCADE_FILES.partition("{")[0])
+    role = "cascade: a stretch of the ranker between two stages" if is_of_cascade else _ROLES.get(name, "tokenizer")
     return {"role": role, "size_bytes": path.stat().st_size, "sha256": sha256_file(path)}
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from compressor.export.manifest import CARD, COMPANION_FILE, HALF_FILES, PORTABLE_FILE
+from compressor.runtime.folder import CASCADE_KEY
 from compressor.storage import write_whole
 
 
@@ -80,6 +81,8 @@ def _usage(manifest: Mapping[str, Any]) -> str:
     else:
         parts.append(_NO_CHECKPOINT)
     parts.append(_SERVERS)
+    if CASCADE_KEY in manifest:
+        parts.append(_CASCADE)
     if COMPANION_FILE in manifest["files"]:
         parts.append(_COMPANION)
     kinds = manifest["precision"]["linears"]
@@ -167,6 +170,12 @@ const model = await AutoModelForSequenceClassification.from_pretrained("PATH/TO/
 const inputs = tokenizer(["a question"], { text_pair: ["a passage"], padding: true, truncation: true });
 const { logits } = await model(inputs);
 ```
+"""
+
+_CASCADE = """**Lists are ranked in stages.** rankpress runs the graphs `onnx/cascade_*.onnx` in turn: behind each but
+the last, the weakest candidates of the query are dropped (`cascade` in `rankpress.json` says how many stay). A dropped
+one stands below all that went further, with a score that compares within its ranking alone. `score`, and every other
+runtime, takes `onnx/model.onnx`, at full depth.
 """
 
 _COMPANION = """`onnx/model_quantized.onnx` is the main file in dynamic int8, for consumers that look for that name

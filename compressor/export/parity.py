@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,34 +95,57 @@ def check_parity(ranker: Ranker, path: Path, batches: Sequence[dict[str, np.ndar
     Raises:
         RunError: scores differ by more than the tolerance, or the first `TOP` places do beyond near ties.
     """
-    expected = torch_results(ranker, batches)
     session = open_session(path)
     names = [node.name for node in session.get_inputs()]
     found = np.concatenate([session.run(None, {name: batch[name] for name in names})[0] for batch in batches])
+    return compare(path.name, ranker, batches, found), found
+
+
+def compare(
+    name: str,
+    ranker: Ranker,
+    batches: Sequence[dict[str, np.ndarray]],
+    found: np.ndarray,
+    results: Callable[[Ranker, Sequence[dict[str, np.ndarray]]], np.ndarray] | None = None,
+) -> Parity:
+    """Compare a file's results with those of torch.
+
+    Args:
+        name: the file's name.
+        ranker: the reference.
+        batches: padded inputs.
+        found: what the file gave for all rows, float32 ``[n, 1 or width]``.
+        results: what torch gives for all rows; by default `torch_results`.
+
+    Raises:
+        RunError: as `check_parity`.
+    """
+    results = results or torch_results
+    expected = results(ranker, batches)
     if found.shape != expected.shape:
-        raise RunError(f"{path.name} gives the shape {list(found.shape)}, the ranker {list(expected.shape)}")
+        raise RunError(f"{name} gives the shape {list(found.shape)}, the ranker {list(expected.shape)}")
     largest, rms = _distance(found, expected)
     allowed_max = allowed_rms = _FLOAT_TOLERANCE
     cause, parts = _rounding(ranker.spec)
     noise = None
     if parts:
-        noise = _rounding_noise(ranker, batches, expected, 1 / parts)
+        noise = _rounding_noise(ranker, batches, expected, 1 / parts, results)
     elif largest > _FLOAT_TOLERANCE:
-        cause, noise = _MAGNIFIED_CAUSE, _distance(expected, torch_results(ranker, batches, torch.float64))
+        cause, noise = _MAGNIFIED_CAUSE, _distance(expected, results(_in_double_precision(ranker), batches))
     if noise:
         allowed_max, allowed_rms = (max(_FLOAT_TOLERANCE, _NOISE_FACTOR * part) for part in noise)
     parity = Parity(
-        file=path.name, max_difference=largest, rms_difference=rms, allowed_max=allowed_max, allowed_rms=allowed_rms,
+        file=name, max_difference=largest, rms_difference=rms, allowed_max=allowed_max, allowed_rms=allowed_rms,
         cause=cause, n_rows=len(expected),
     )  # fmt: skip
     if not (largest <= allowed_max and rms <= allowed_rms):  # NaN too
         raise RunError(
-            f"{path.name} does not score as the ranker does: over {len(expected)} rows scores differ by up to "
+            f"{name} does not score as the ranker does: over {len(expected)} rows scores differ by up to "
             f"{largest:.3g} (allowed {allowed_max:.3g}), by {rms:.3g} in the mean (allowed {allowed_rms:.3g})"
         )
     if found.shape[1] == 1:
-        check_order(path.name, expected[:, 0], found[:, 0], near=2 * allowed_max)
-    return parity, found
+        check_order(name, expected[:, 0], found[:, 0], near=2 * allowed_max)
+    return parity
 
 
 def _rounding(spec: RankerSpec) -> tuple[str, int]:
@@ -143,13 +165,17 @@ def _distance(found: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
 
 
 def _rounding_noise(
-    ranker: Ranker, batches: Sequence[dict[str, np.ndarray]], expected: np.ndarray, noise: float
+    ranker: Ranker,
+    batches: Sequence[dict[str, np.ndarray]],
+    expected: np.ndarray,
+    noise: float,
+    results: Callable[[Ranker, Sequence[dict[str, np.ndarray]]], np.ndarray],
 ) -> tuple[float, float]:
     """Return how far the simulation's results move when nothing but last bits changes, on the batch with most rows."""
     sizes = [len(batch["input_ids"]) for batch in batches]
     chosen = int(np.argmax(sizes))
     start = sum(sizes[:chosen])
-    moved = torch_results(_nudged(ranker, noise), [batches[chosen]])
+    moved = results(_nudged(ranker, noise), [batches[chosen]])
     return _distance(moved, expected[start : start + sizes[chosen]])
 
 
@@ -163,14 +189,16 @@ def _nudged(ranker: Ranker, noise: float) -> Ranker:
     return ranker.changed(weights={name: nudge(tensor) for name, tensor in ranker.weights.items()})
 
 
-def torch_results(
-    ranker: Ranker, batches: Sequence[dict[str, np.ndarray]], dtype: torch.dtype = torch.float32
-) -> np.ndarray:
-    """Return the torch module's results for all rows, float32 ``[n, 1 or width]``, computed in ``dtype``."""
-    module = ranker.module if dtype == torch.float32 else copy.deepcopy(ranker.module).to(dtype)
+def _in_double_precision(ranker: Ranker) -> Ranker:
+    doubles = {name: tensor.double() for name, tensor in ranker.weights.items() if tensor.is_floating_point()}
+    return ranker.changed(weights={**ranker.weights, **doubles})
+
+
+def torch_results(ranker: Ranker, batches: Sequence[dict[str, np.ndarray]]) -> np.ndarray:
+    """Return the torch module's results for all rows, float32 ``[n, 1 or width]``."""
     with torch.inference_mode():
         inputs = ({name: torch.from_numpy(array) for name, array in batch.items()} for batch in batches)
-        return np.concatenate([module(**batch).float().numpy() for batch in inputs])
+        return np.concatenate([ranker.module(**batch).float().numpy() for batch in inputs])
 
 
 def check_order(name: str, expected: np.ndarray, found: np.ndarray, near: float) -> None:

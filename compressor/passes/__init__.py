@@ -3,6 +3,7 @@
 from compressor.passes import (
     add_exits,
     calibrate_scores,
+    cascade,
     cut_at_exit,
     cut_nested,
     dense_sparse,
@@ -34,6 +35,7 @@ __all__ = [
     "Supply",
     "add_exits",
     "calibrate_scores",
+    "cascade",
     "cut_at_exit",
     "cut_nested",
     "dense_sparse",

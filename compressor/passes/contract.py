@@ -238,6 +238,20 @@ def refuse_sparse(spec: RankerSpec, verb: str) -> None:
         )
 
 
+def refuse_cascade(spec: RankerSpec, what: str) -> None:
+    """Refuse to change the layers of a ranker whose lists are cut behind some of them.
+
+    Raises:
+        PlanError: it has a cascade; ``what`` says in the fix what to put before it.
+    """
+    if spec.cascade:
+        raise PlanError(
+            "a ranker with a cascade, which was set up for the layers that it has",
+            allowed="a ranker without a cascade",
+            fix=f"put {what} before cascade",
+        )
+
+
 def refuse_factorized_outputs(spec: RankerSpec, verb: str, setting: str = "") -> None:
     """Refuse to fit output matrices of heads or neurons anew where they are products of two.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import NonNegativeInt
 
-from compressor.passes.contract import Pass, PlanError, Promise, Supply
+from compressor.passes.contract import Pass, PlanError, Promise, Supply, refuse_cascade
 from compressor.ranker.spec import RankerSpec
 from compressor.registry import register
 
@@ -47,6 +47,7 @@ class CutAtExit(Pass):
                 allowed=f"{', '.join(map(str, exits))}: the layers with an exit; or {last}, the last one",
                 setting="layer",
             )
+        refuse_cascade(spec, self.verb)
         kept = spec.without_exits().layers[: self.layer + 1]
         return spec.changed(layers=kept, head=spec.layers[self.layer].exit)
 

@@ -173,6 +173,7 @@ class Distill(TrainingPass):
             scores=tuple(self.losses.terms()),
             labels=tuple(self.labels.terms()),
             exits=self.exits_weight(ranker.spec),
+            on_exits=tuple(self.exit_losses.terms()),
             live=bool(self.losses) and self._is_live,
             watched=watched,
         )

@@ -45,5 +45,9 @@ class Finetune(TrainingPass):
         if not data.qrels:
             fix = "name a split with judgments, or use distill, which learns from a teacher"
             raise self.fault("losses", f"no judgments in {data.name}", fix=fix)
-        objective = Objective(labels=tuple(self.losses.terms()), exits=self.exits_weight(ranker.spec))
+        objective = Objective(
+            labels=tuple(self.losses.terms()),
+            exits=self.exits_weight(ranker.spec),
+            on_exits=tuple(self.exit_losses.terms()),
+        )
         return self.train(ranker, supply, data, objective, by_positive=True)

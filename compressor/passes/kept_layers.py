@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, NonNegativeInt
 
-from compressor.passes.contract import PlanError, Supply
+from compressor.passes.contract import PlanError, Supply, refuse_cascade
 from compressor.ranker.names import renumbered
 from compressor.ranker.spec import RankerSpec
 
@@ -79,7 +79,13 @@ def most_important(ranker: Ranker, supply: Supply, n_keep: int, n_pairs: int) ->
 
 
 def cut_spec(spec: RankerSpec, kept: Sequence[int]) -> RankerSpec:
-    """Return the shape of the kept layers alone; an exit of the one that becomes the last gives way to the head."""
+    """Return the shape of the kept layers alone; an exit of the one that becomes the last gives way to the head.
+
+    Raises:
+        PlanError: the ranker has a cascade, whose stages stand behind layers.
+    """
+    if len(kept) < len(spec.layers):
+        refuse_cascade(spec, "what takes layers away")
     *layers, last = (spec.layers[index] for index in kept)
     return spec.changed(layers=(*layers, last.changed(exit=None)))
 

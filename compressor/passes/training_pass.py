@@ -14,6 +14,7 @@ from compressor.ranker.spec import RankerSpec
 from compressor.storage import sha256_json
 from compressor.training.drawn_parts import DrawnParts
 from compressor.training.lists import check_sources
+from compressor.training.loss_settings import ExitLosses
 from compressor.training.settings import Share, TrainingSettings
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ class TrainingPass(TrainingSettings, Pass):
 
     ``exits``: the weight of the ranker's exits, each trained with the losses on scores and on the final scores (BGE
     layerwise; "Be Your Own Teacher", arXiv 1905.08094). By default 1 where the ranker has exits.
+    ``exit_losses``: losses of the exits alone, on the teacher's scores where there are any, else on the final ones.
+    ``{keep_top: {keep: 0.3}}`` makes them fit to be stages of a `cascade`.
     ``layer_drop``: the probability with which a step leaves a layer out, so that `drop_layers` can take any depth out
     of the result (LayerDrop, arXiv 1909.11556; 0.2 there, 0.5 for half of the layers). Drawn anew for each step; at
     least one layer runs, and of those that do not, neither states nor exits are trained.
@@ -40,6 +43,7 @@ class TrainingPass(TrainingSettings, Pass):
     verb: ClassVar[str]
 
     exits: NonNegativeFloat | None = None
+    exit_losses: ExitLosses = ExitLosses()
     layer_drop: Share = 0.0
     freeze_embeddings: bool = False
 
@@ -62,6 +66,10 @@ class TrainingPass(TrainingSettings, Pass):
                 fix="put add_exits before it, or take exits away",
                 setting="exits",
             )
+        if self.exit_losses and not self.exits_weight(spec):
+            found = "losses of exits alone, and " + ("a weight of 0 for them" if spec.exit_layers else "no exits")
+            raise PlanError(found, fix="put add_exits before it, or take exit_losses away", setting="exit_losses")
+        self.refuse_short_lists(self.exit_losses.terms(), "exit_losses")
         if self.layer_drop and len(spec.layers) == 1:
             found = f"layer_drop {self.layer_drop:g} for a ranker of one layer, which always runs"
             raise PlanError(found, allowed="0, or a ranker of two layers or more", setting="layer_drop")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from compressor.cascade_stages import depth_of
 from compressor.ranker.spec import (
     ClassifierHead,
     DenseSparseForm,
+    LayerSpec,
     LinearSpec,
     LowRankForm,
     NormSpec,
@@ -28,19 +30,46 @@ def macs(spec: RankerSpec, n_tokens: int) -> int:
     The last layer counts for the first token alone where the head reads nothing else, as it is computed; exits count
     nothing, as nobody computes them who asks for the ranker's scores.
     """
-    total = linear_macs(spec.embeddings.project) * n_tokens if spec.embeddings.project else 0
+    total = _embedding_macs(spec, n_tokens)
     for index, layer in enumerate(spec.layers):
         last = index == len(spec.layers) - 1 and spec.reads_first_token_only
-        asking = 1 if last else n_tokens
-        if a := layer.attention:
-            total += (linear_macs(a.query) + linear_macs(a.output)) * asking
-            total += (linear_macs(a.key) + linear_macs(a.value)) * n_tokens
-            total += 2 * asking * n_tokens * a.heads * a.head_width
-        parts = [getattr(layer.ffn, name, None) for name in ("up", "gate", "down")]  # a linear map has the last alone
-        total += sum(linear_macs(part) for part in parts if part) * asking
-    if isinstance(spec.head, ClassifierHead):
-        total += linear_macs(spec.head.output) + (linear_macs(spec.head.dense) if spec.head.dense else 0)
-    return total
+        total += _layer_macs(layer, n_tokens, 1 if last else n_tokens)
+    return total + (_head_macs(spec.head) if isinstance(spec.head, ClassifierHead) else 0)
+
+
+def macs_of_stages(spec: RankerSpec, n_tokens: int) -> list[int]:
+    """Return the multiply-adds of one pair by how many stages of the spec's cascade it passes, from none to all.
+
+    Every stage's score counts, and of those behind the embeddings the cosines of all tokens with all.
+    """
+    stages = spec.cascade.stages if spec.cascade else ()
+    total, depth, found = _embedding_macs(spec, n_tokens), 0, []
+    for stage in stages:
+        total += sum(_layer_macs(layer, n_tokens, n_tokens) for layer in spec.layers[depth : depth_of(stage.behind)])
+        depth = depth_of(stage.behind)
+        exit_head = None if stage.behind == "embeddings" else spec.layers[stage.behind].exit
+        total += _head_macs(exit_head) if exit_head else n_tokens**2 * spec.embeddings.tokens.width
+        found.append(total)
+    below = _embedding_macs(spec, n_tokens) + sum(_layer_macs(one, n_tokens, n_tokens) for one in spec.layers[:depth])
+    return [*found, total + macs(spec, n_tokens) - below]
+
+
+def _embedding_macs(spec: RankerSpec, n_tokens: int) -> int:
+    return linear_macs(spec.embeddings.project) * n_tokens if spec.embeddings.project else 0
+
+
+def _layer_macs(layer: LayerSpec, n_tokens: int, asking: int) -> int:
+    total = 0
+    if a := layer.attention:
+        total += (linear_macs(a.query) + linear_macs(a.output)) * asking
+        total += (linear_macs(a.key) + linear_macs(a.value)) * n_tokens
+        total += 2 * asking * n_tokens * a.heads * a.head_width
+    parts = [getattr(layer.ffn, name, None) for name in ("up", "gate", "down")]  # a linear map has the last alone
+    return total + sum(linear_macs(part) for part in parts if part) * asking
+
+
+def _head_macs(head: ClassifierHead) -> int:
+    return linear_macs(head.output) + (linear_macs(head.dense) if head.dense else 0)
 
 
 def linear_macs(linear: LinearSpec) -> int:

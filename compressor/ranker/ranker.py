@@ -51,10 +51,16 @@ class Ranker:
         return replace(self, **changes)
 
     def without_exits(self) -> Self:
-        """Return the ranker that gives the same scores and has no exits: this one, where it has none."""
-        if not self.spec.exit_layers:
+        """Return the ranker that gives the same scores and has no exits, nor a cascade."""
+        return self._with_less(self.spec.without_exits())
+
+    def as_served(self) -> Self:
+        """Return the ranker that gives the same scores and has, of exits, those alone that its cascade reads."""
+        return self._with_less(self.spec.as_served())
+
+    def _with_less(self, spec: RankerSpec) -> Self:
+        if spec == self.spec:
             return self
-        spec = self.spec.without_exits()
         return self.changed(spec=spec, weights={name: self.weights[name] for name in expected_shapes(spec)})
 
     @cached_property

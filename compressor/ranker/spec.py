@@ -7,6 +7,7 @@ Layers need not be alike: each has its own heads, widths, norms, linear forms an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
@@ -19,6 +20,7 @@ from compressor.ranker.attention_spec import (
     RotarySpec,
     WindowPattern,
 )
+from compressor.ranker.cascade_spec import MayCascade, check_stages
 from compressor.ranker.ffn_spec import FeedForwardBlock, FeedForwardSpec, LinearMapSpec
 from compressor.ranker.head_spec import ClassifierHead, Head, SimilarityHead
 from compressor.ranker.parts_spec import (
@@ -183,10 +185,11 @@ class DropoutSpec(Record):
 Family = Literal["bert", "electra", "roberta", "xlm-roberta", "distilbert", "modernbert"]
 
 
-class RankerSpec(Record):
+class RankerSpec(MayCascade):
     """The whole shape of a ranker.
 
     ``family`` names the stock architecture the ranker came from; ``max_length`` is the longest row in tokens.
+    ``cascade``: where a query's list of candidates shrinks on its way up. Pairs are scored at full depth all the same.
     """
 
     schema_version: Literal[1] = 1
@@ -220,6 +223,12 @@ class RankerSpec(Record):
             raise ValueError(f"layers.{len(self.layers) - 1} is the last and ends in the head: it has no exit")
         return self
 
+    @model_validator(mode="after")
+    def _stages_can_score(self) -> Self:
+        if self.cascade:
+            check_stages(self.cascade, self.exit_layers, self.tells_query_from_document)
+        return self
+
     def _residual_widths(self) -> list[tuple[str, int]]:
         embedded = self.embeddings.project.outputs if self.embeddings.project else self.embeddings.tokens.width
         widths = [("embeddings", embedded)]
@@ -243,10 +252,21 @@ class RankerSpec(Record):
         return tuple(index for index, layer in enumerate(self.layers) if layer.exit)
 
     def without_exits(self) -> Self:
-        """Return the shape that gives the same scores and has no exits."""
-        if not self.exit_layers:
-            return self
-        return self.changed(layers=tuple(layer.changed(exit=None) for layer in self.layers))
+        """Return the shape that gives the same scores and has no exits, nor a cascade."""
+        return self.changed(layers=self._with_exits(()), cascade=None) if self.exit_layers or self.cascade else self
+
+    def as_served(self) -> Self:
+        """Return the shape that an export writes: of exits, those alone that the cascade reads."""
+        cascade = self.cascade and self.cascade.without_idle_stages()
+        return self.changed(layers=self._with_exits(cascade.exit_layers if cascade else ()), cascade=cascade)
+
+    def _with_exits(self, kept: Sequence[int]) -> tuple[LayerSpec, ...]:
+        return tuple(layer if i in kept else layer.changed(exit=None) for i, layer in enumerate(self.layers))
+
+    @property
+    def tells_query_from_document(self) -> bool:
+        """Whether the tokens of the two are of different segments."""
+        return self.embeddings.segments is not None and self.embeddings.segments.rows > 1
 
     @property
     def first_attention(self) -> AttentionSpec | None:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pydantic import ValidationError
+
+from compressor.cascade_stages import ExportedCascade
 from compressor.errors import Fault, InputError, suggest
+from compressor.recipe_faults import faults_of
 from compressor.storage import inside, read_json
 
 MANIFEST = "rankpress.json"
 MAIN_FILE_KEY = "main_file"
+CASCADE_KEY = "cascade"
 _USUAL_FILES = ("onnx/model.onnx", "model.onnx")
 
 
@@ -49,6 +54,27 @@ def choose_onnx_file(folder: Path, file: str | None = None) -> Path:
     if not others and any(folder.glob("*.safetensors")):
         fix = "this is a torch checkpoint: 'rankpress compress' with an empty 'passes:' exports it as it is"
     raise InputError(Fault(source=folder, found="no ONNX file", allowed=" or ".join(_USUAL_FILES), fix=fix))
+
+
+def cascade_of(folder: Path, onnx_path: Path) -> tuple[ExportedCascade, list[Path]] | None:
+    """Return the cascade that ranks lists in the place of a folder's main file, and its graphs.
+
+    None where the manifest names no cascade, or where the graph in use is another than the main file.
+
+    Raises:
+        InputError: the manifest's entry is broken, or a graph is missing or outside the folder.
+    """
+    path = folder / MANIFEST
+    manifest = read_json(path) if path.is_file() else None
+    if not isinstance(manifest, dict) or manifest.get(CASCADE_KEY) is None:
+        return None
+    if onnx_path.resolve() != choose_onnx_file(folder).resolve():
+        return None
+    try:
+        settings = ExportedCascade.model_validate(manifest[CASCADE_KEY])
+    except ValidationError as error:
+        raise InputError(faults_of(error, manifest[CASCADE_KEY], ExportedCascade, path, (CASCADE_KEY,))) from None
+    return settings, [_existing(folder, name, source=path, where=CASCADE_KEY) for name in settings.files]
 
 
 def _existing(folder: Path, name: str, *, source: Path, where: str) -> Path:

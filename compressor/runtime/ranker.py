@@ -14,8 +14,10 @@ import onnxruntime as ort
 from compressor.errors import Fault, InputError, RunError
 from compressor.progress import progress
 from compressor.runtime.batching import padded, token_budget_batches
-from compressor.runtime.folder import choose_onnx_file
+from compressor.runtime.cascade import OnnxCascade
+from compressor.runtime.folder import cascade_of, choose_onnx_file
 from compressor.runtime.graph_interface import SUPPORTED, GraphInterface, read_interface
+from compressor.runtime.list_scores import ListScores, Ranked, ranked
 from compressor.runtime.session import open_session, runtime_message
 from compressor.runtime.threads import available_threads
 from compressor.runtime.tokenizer import Encoded, PairTokenizer
@@ -24,14 +26,6 @@ from compressor.runtime.tokenizer import Encoded, PairTokenizer
 BATCH_TOKENS = 1024
 _CHUNK_PAIRS = 8192  # token rows of one chunk are in memory at a time
 _LONG_SCORING_PAIRS = 500
-
-
-@dataclass(frozen=True, slots=True)
-class Ranked:
-    """A document's place in a ranking: its index in the input, and its score (raw logit or dot product)."""
-
-    index: int
-    score: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +52,8 @@ class OnnxRanker:
         onnx_path: the graph in use.
         threads: threads of one operator.
         interface: kind of ranker, and its inputs and output.
+        cascade: what ranks lists in the graph's place, if the folder has one; pairs are scored at full depth all the
+            same.
     """
 
     folder: Path
@@ -66,6 +62,7 @@ class OnnxRanker:
     session: ort.InferenceSession
     interface: GraphInterface
     threads: int
+    cascade: OnnxCascade | None = None
 
     @classmethod
     def load(
@@ -98,13 +95,15 @@ class OnnxRanker:
         try:
             session = open_session(onnx_path, threads, providers)
             interface = read_interface(session, onnx_path)
+            staged = cascade_of(folder, onnx_path)
+            cascade = OnnxCascade.load(*staged, threads, providers) if staged else None
         except InputError as error:
             faults += error.faults
         if faults:
             raise InputError(faults)
         return cls(
             folder=folder, onnx_path=onnx_path, tokenizer=tokenizer, session=session, interface=interface,
-            threads=threads or available_threads(),
+            threads=threads or available_threads(), cascade=cascade,
         )  # fmt: skip
 
     @property
@@ -158,6 +157,26 @@ class OnnxRanker:
                 f"the first at index {broken[0]}; the graph or its weights are broken"
             )
         return scores
+
+    def score_list(self, encoded: Encoded | EncodedSides, *, batch_tokens: int = BATCH_TOKENS) -> ListScores:
+        """Score the candidates of one query, in first-stage order, in the way in which `rank` orders them.
+
+        Through the cascade where there is one and the list is long enough to lose some to it, else as `score_encoded`.
+
+        Args:
+            encoded: what `encode` returned for the pairs of a single query.
+            batch_tokens: most tokens in a batch, padding included.
+
+        Raises:
+            RunError: as `score_encoded`.
+        """
+        if self.cascade is None or isinstance(encoded, EncodedSides):
+            return ListScores(scores=self.score_encoded(encoded, batch_tokens=batch_tokens))
+        n_rows = len(encoded.input_ids)
+        if self.cascade.drops_of(n_rows):
+            return self.cascade.run(encoded, pad_id=self.tokenizer.pad_id, batch_tokens=batch_tokens)
+        all_stages = np.full(n_rows, len(self.cascade.settings.stages), dtype=np.int64)
+        return ListScores(scores=self.score_encoded(encoded, batch_tokens=batch_tokens), stages=all_stages)
 
     def score(
         self,
@@ -228,14 +247,18 @@ class OnnxRanker:
     def rank(self, query: str, documents: Sequence[str], *, top_k: int | None = None) -> list[Ranked]:
         """Rank documents for a query, best first; equal scores keep the order of the input.
 
+        A cascade, where the folder has one, drops most of them on the way; they stand at the end.
+
         Raises:
             InputError: ``top_k`` is below 1.
             RunError: as `score_encoded`.
         """
         if top_k is not None and top_k < 1:
             raise InputError(Fault(source="top_k", found=str(top_k), allowed="a whole number from 1"))
-        scores = self.score([(query, document) for document in documents], on_scored=_ignore)
-        return ranked(scores, top_k)
+        pairs = [(query, document) for document in documents]
+        if self.cascade is not None:
+            return ranked(self.score_list(self.encode(pairs)), top_k)
+        return ranked(ListScores(scores=self.score(pairs, on_scored=_ignore)), top_k)
 
     def _run(self, encoded: Encoded, batch_tokens: int, on_rows: Callable[[int], object] | None) -> np.ndarray:
         results: np.ndarray | None = None
@@ -262,12 +285,6 @@ class OnnxRanker:
         where = f"output {self.interface.output!r}"
         shown = f"the shape {list(found)} for {n_rows} rows"
         raise InputError(Fault(source=self.onnx_path, where=where, found=shown, allowed=SUPPORTED))
-
-
-def ranked(scores: np.ndarray, top_k: int | None = None) -> list[Ranked]:
-    """Return indices and scores, best first; equal scores keep their order."""
-    order = np.argsort(-scores, kind="stable")[:top_k]
-    return [Ranked(int(index), float(scores[index])) for index in order]
 
 
 def _ignore(n: int) -> None:

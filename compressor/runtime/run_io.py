@@ -158,13 +158,13 @@ def _scored(
     for request in requests:
         encoded = ranker.encode([(request.query, document) for document in request.documents])
         rows = encoded.texts if isinstance(encoded, EncodedSides) else encoded
-        scores = ranker.score_encoded(encoded)
+        found = ranker.score_list(encoded)
         summary.n_queries += 1
-        summary.n_pairs += len(scores)
+        summary.n_pairs += len(request.documents)
         summary.n_cut_documents += rows.n_cut_documents
         summary.n_cut_queries += rows.n_cut_queries
-        advance(len(scores))
-        yield request, ranked(scores, top_k)
+        advance(len(request.documents))
+        yield request, ranked(found, top_k)
 
 
 def _trec_lines(tag: str) -> Callable[[_Scored], str]:

@@ -20,6 +20,7 @@ from compressor.algorithms.loss_options import (
     CenteredMSE,
     GBCELabels,
     HingeLabels,
+    KeepTop,
     LambdaLabels,
     LambdaLoss,
     ListMLE,
@@ -80,8 +81,15 @@ class TeacherLosses(ScoreMixture):
     lambda_loss: Annotated[LambdaLoss | None, _SHORT] = None
     adr_mse: Annotated[ADRMSE | None, _SHORT] = None
     rank_distil: Annotated[RankDistil | None, _SHORT] = None
+    keep_top: Annotated[KeepTop | None, _SHORT] = None
     list_mle: Annotated[ListMLE | None, _SHORT] = None
     plist_mle: Annotated[PListMLE | None, _SHORT] = None
+
+
+class ExitLosses(ScoreMixture):
+    """Losses of exits alone."""
+
+    keep_top: Annotated[KeepTop | None, _SHORT] = None
 
 
 class LabelLosses(ScoreMixture):

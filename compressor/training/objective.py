@@ -62,6 +62,7 @@ class Objective:
         labels: losses on labels.
         exits: the weight of the mean over exits of the losses above plus the divergence from the final scores, which
             learn nothing from it (self-distilled exits, BGE layerwise).
+        on_exits: losses of exits alone beside these, on teacher scores, or on the final ones where there are none.
         watched: the teacher whose inner states are matched.
         live: take teacher scores from its forward pass too, instead of those that the batch brings.
     """
@@ -72,12 +73,13 @@ class Objective:
         scores: Sequence[ScoreTerm] = (),
         labels: Sequence[ScoreTerm] = (),
         exits: float = 0.0,
+        on_exits: Sequence[ScoreTerm] = (),
         watched: Watched | None = None,
         live: bool = False,
     ) -> None:
         if live and watched is None:
             raise ValueError("live scores need a teacher that is watched")
-        self._scores, self._labels, self._exits = tuple(scores), tuple(labels), exits
+        self._scores, self._labels, self._exits, self._on_exits_alone = tuple(scores), tuple(labels), exits, on_exits
         self._watched, self._live = watched, live
         self._read: tuple[Batch, Trace] | None = None
 
@@ -151,6 +153,11 @@ class Objective:
     def _on_scores(self, scores: Tensor, targets: Tensor | None, batch: Batch) -> dict[str, Tensor]:
         terms = [(name, options, targets) for name, options in self._scores]
         terms += [(name, options, batch.labels) for name, options in self._labels]
+        return self._weighted(scores, terms, batch)
+
+    def _weighted(
+        self, scores: Tensor, terms: Sequence[tuple[str, LossOptions, Tensor | None]], batch: Batch
+    ) -> dict[str, Tensor]:
         losses = {}
         for name, options, wanted in terms:
             if wanted is None:
@@ -160,10 +167,13 @@ class Objective:
 
     def _on_exits(self, student: Trace, scores: Tensor, targets: Tensor | None, batch: Batch) -> Tensor:
         losses = []
+        wanted = scores.detach() if targets is None else targets
+        alone = [(name, options, wanted) for name, options in self._on_exits_alone]
         for logits in student.exits.values():
             early = batch.listed(logits)
             from_final = _mean(listwise_kl(early, scores.detach(), batch.mask), batch)
-            losses.append(torch.stack([from_final, *self._on_scores(early, targets, batch).values()]).sum())
+            parts = [*self._on_scores(early, targets, batch).values(), *self._weighted(early, alone, batch).values()]
+            losses.append(torch.stack([from_final, *parts]).sum())
         return self._exits * torch.stack(losses).mean()
 
 

@@ -95,6 +95,35 @@ def test_rank_distil_matches_the_top_and_pushes_the_rest_below_it():
     )
 
 
+def test_keep_top_holds_the_best_above_the_cut():
+    # The best are items 0 and 1 (at 1 and -0.5), and three of four are kept: one other may stand above them, so that
+    # the lower of the others (0) is the score to beat.
+    held = (max(0, 0.75 + 0 - 1) + max(0, 0.75 + 0 + 0.5)) / 2
+    assert value("keep_top", T, top=0.5, keep=0.75, margin=0.75) == pytest.approx(held)
+    held = (max(0, 0.75 + 2 - 1) + max(0, 0.75 + 2 + 0.5)) / 2  # both places are theirs
+    assert value("keep_top", T, top=0.5, keep=0.5, margin=0.75) == pytest.approx(held)
+    assert value("keep_top", T, top=0.5, keep=0.25, margin=0.75) == pytest.approx(held)  # no fewer than the best
+    assert value("keep_top", T, top=0.25, keep=0.5, margin=0.25) == pytest.approx(0)  # 1 is above 0 by far enough
+    assert value("keep_top", T, top=0.5, keep=1.0) == 0
+    assert value("keep_top", T, top=0.5, keep=0.76) == 0  # 3.04 of 4 are 4
+    tied = [3.0, 1.0, 1.0, 0.0]  # a tie at the border: both are in
+    assert value("keep_top", tied, top=0.5, keep=0.75, margin=0.0) == pytest.approx((0 + 0.5 + 0) / 3)
+
+
+@pytest.mark.parametrize("keep", [0.3, 0.5, 0.7])
+def test_keep_top_without_margin_is_zero_exactly_where_all_of_the_best_are_kept(keep):
+    generator = torch.Generator().manual_seed(5)
+    outcomes = set()
+    for _ in range(200):
+        scores, targets = torch.randn(2, 10, generator=generator).tolist()
+        kept = sorted(zip(scores, range(10), strict=True), reverse=True)[: round(10 * keep)]
+        best = sorted(zip(targets, range(10), strict=True), reverse=True)[:3]
+        lost = not {item for _, item in best} <= {item for _, item in kept}
+        assert (value("keep_top", targets, scores, top=0.3, keep=keep, margin=0.0) > 0) == lost
+        outcomes.add(lost)
+    assert outcomes == {True, False}
+
+
 def test_list_mle_is_the_likelihood_of_the_order():
     expected = sum(math.log(sum(map(math.exp, S[rank:]))) - S[rank] for rank in range(4))
     assert value("list_mle", T) == pytest.approx(expected / 4)

@@ -29,6 +29,7 @@ VARIANTS: list[tuple[str, dict[str, object]]] = [
     ("lambda_loss", {"scheme": "ndcg_loss2", "relevance": "linear", "top_grade": 3.0}),
     ("lambda_loss", {"scheme": "lambdarank", "k": 2}),
     ("rank_distil", {"k": 2, "margin": 0.5}),
+    ("keep_top", {"top": 0.4, "keep": 0.6, "margin": 0.5}),
     ("softmax_labels", {"positives": "separate", "poly1": 1.0}),
 ]
 IDS = [" ".join([name, *(f"{key}={value}" for key, value in options.items())]) for name, options in VARIANTS]
@@ -129,7 +130,7 @@ def test_the_other_losses_feel_a_shift(name):
     assert not torch.isclose(loss(scores, targets, *drawn), loss(scores + 5, targets, *drawn))
 
 
-@pytest.mark.parametrize("name", OF_ORDER)
+@pytest.mark.parametrize("name", [*OF_ORDER, "keep_top"])
 @LAW
 @given(drawn=lists())
 def test_only_the_teachers_order_counts_where_it_says_so(name, drawn):

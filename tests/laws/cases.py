@@ -81,6 +81,14 @@ CASES = {
         no_promise="whatever changes scores may change their scale",
         mistyped={"fits": "shift"},
     ),
+    "cascade": Case(
+        neutral={"stages": [{"behind": 0, "keep": 1}], "n_lists": 0},
+        active={"stages": [{"behind": 0, "keep": 0.5}], "keep_at_least": 2, "top": 2, "n_lists": 6},
+        behind="add_exits",
+        no_change="lists are cut, and pairs are scored as ever",
+        no_mask="nothing that a pair's score needs goes",
+        mistyped={"stage": [{"behind": 0}]},
+    ),
     "cut_at_exit": Case(
         neutral={"layer": 1},
         active={"layer": 0},
@@ -244,10 +252,16 @@ _CUTS = "put merge_adapters before all that cuts"
 
 FORBIDDEN = {
     ("add_exits", "merge_adapters"): "put merge_adapters before add_exits",
+    ("cascade", "cascade"): "leave one of the two passes out",
+    ("cascade", "cut_at_exit"): "put cut_at_exit before cascade",
+    ("cascade", "drop_layers"): "put what takes layers away before cascade",
+    ("cascade", "merge_adapters"): "put merge_adapters before add_exits",
     ("cut_at_exit", "add_exits"): "put add_exits before the pass that takes layers away",
     ("cut_at_exit", "merge_adapters"): _CUTS,
+    ("cut_at_exit", "cascade"): "put add_exits before cascade",
     ("cut_at_exit", "cut_at_exit"): "put add_exits before cut_at_exit",
     ("drop_layers", "add_exits"): "put add_exits before the pass that takes layers away",
+    ("drop_layers", "cascade"): "put add_exits before cascade",
     ("drop_layers", "cut_at_exit"): "put add_exits before cut_at_exit",
     ("drop_layers", "merge_adapters"): _CUTS,
     ("cut_nested", "merge_adapters"): _CUTS,
