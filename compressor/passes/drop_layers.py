@@ -14,6 +14,7 @@ from compressor.passes.contract import (
     Supply,
     refuse_factorized_outputs,
     refuse_quantized,
+    refuse_token_rules,
 )
 from compressor.passes.kept_layers import (
     LayerChoice,
@@ -71,6 +72,7 @@ class DropLayers(Pass):
 
     def plan(self, spec: RankerSpec) -> RankerSpec:
         refuse_quantized(spec, self.verb)
+        refuse_token_rules(spec, self.verb)
         if self.compensate == "refit":
             refuse_factorized_outputs(spec, self.verb, "compensate")
         if isinstance(self.keep, MostImportant):

@@ -15,6 +15,7 @@ from compressor.passes.contract import (
     Supply,
     at_most_its_parameters,
     refuse_factorized_outputs,
+    refuse_token_rules,
 )
 from compressor.passes.distill import Distill
 from compressor.passes.width_budget import (
@@ -75,6 +76,7 @@ class LearnWidths(Distill):
 
     def plan(self, spec: RankerSpec) -> RankerSpec:
         super().plan(spec)
+        refuse_token_rules(spec, self.verb)
         refuse_factorized_outputs(spec, self.verb)
         if self.evaluate_every:
             raise PlanError(

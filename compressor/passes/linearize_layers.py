@@ -16,6 +16,7 @@ from compressor.passes.contract import (
     at_most_its_parameters,
     refuse_factorized_outputs,
     refuse_quantized,
+    refuse_token_rules,
 )
 from compressor.passes.kept_layers import CANDIDATES_OF_A_LIST
 from compressor.ranker.spec import RankerSpec
@@ -74,6 +75,7 @@ class LinearizeLayers(Pass):
         from compressor.ranker.narrowing import linearized
 
         refuse_quantized(spec, self.verb)
+        refuse_token_rules(spec, self.verb)
         if not self.replace:
             return spec
         candidates = _candidates(spec)

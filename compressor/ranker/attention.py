@@ -46,6 +46,14 @@ class Attention(nn.Module):
         ).transpose(1, 2).flatten(2)  # [B, S or 1, H * d]  # fmt: skip
         return self.output(mixed[:, 0] if first_only else layout.pack(mixed))
 
+    def queries_and_keys(self, values: Tensor, layout: TokenLayout) -> tuple[Tensor, Tensor]:
+        """Return queries and keys by heads, ``[B, S, H, d]`` each, as `forward` makes them of the same values.
+
+        They pass by all hooks, which watch the layer's own forward pass and not who looks on.
+        """
+        query, key = (self._heads(part.forward(values)) for part in (self.query, self.key))
+        return layout.pad(self._rotate(query, layout.positions)), layout.pad(self._rotate(key, layout.positions))
+
     def _heads(self, values: Tensor) -> Tensor:
         return values.unflatten(-1, (self.spec.heads, self.spec.head_width))  # [T, H, d]
 

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from compressor.ranker.attention import Attention
 from compressor.ranker.linears import Linear
 from compressor.ranker.spec import Activation, DropoutSpec, FeedForwardSpec, LayerSpec, LinearMapSpec, NormSpec
+from compressor.ranker.token_rules import build_token_rule
 from compressor.ranker.tokens import TokenLayout
 
 
@@ -78,7 +79,8 @@ def build_feed_forward(spec: FeedForwardSpec | LinearMapSpec | None) -> FeedForw
 class Layer(nn.Module):
     """Attention and feed-forward, each with its residual, normed before or after; either may be absent.
 
-    ``exit`` is the head that scores from this layer's states, if there is one; the layer itself never runs it.
+    ``exit`` is the head that scores from this layer's states, if there is one, ``token_rule`` what lets tokens go
+    behind it; the layer itself runs neither.
     """
 
     def __init__(self, spec: LayerSpec, width: int, dropout: DropoutSpec, exit_head: nn.Module | None = None) -> None:
@@ -89,6 +91,7 @@ class Layer(nn.Module):
         self.ffn = build_feed_forward(spec.ffn)
         self.ffn_norm = build_norm(spec.ffn_norm, width)
         self.dropout = nn.Dropout(dropout.hidden)
+        self.token_rule = build_token_rule(spec.token_rule) if spec.token_rule else None
         self.exit = exit_head
 
     def forward(

@@ -2,15 +2,21 @@
 
 Weights are named after the spec (`layers.3.attention.query.weight`): a ranker is its spec plus a flat set of tensors.
 Layers need not be alike: each has its own heads, widths, norms, linear forms and precisions. The parts are defined in
-`parts_spec`, `attention_spec` and `head_spec`; all of them are imported from here.
+`parts_spec`, `attention_spec`, `head_spec`, `layer_spec` and `token_rule_spec`; all of them are imported from here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Discriminator, Field, NonNegativeInt, PositiveInt, Tag, model_validator
+from pydantic import (
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from compressor.ranker.attention_spec import (
     AttentionPattern,
@@ -21,6 +27,7 @@ from compressor.ranker.attention_spec import (
     WindowPattern,
 )
 from compressor.ranker.head_spec import ClassifierHead, Head, SimilarityHead
+from compressor.ranker.layer_spec import FeedForwardSpec, LayerSpec, LinearMapSpec
 from compressor.ranker.parts_spec import (
     Activation,
     DenseForm,
@@ -35,11 +42,20 @@ from compressor.ranker.parts_spec import (
     TablePrecision,
     TableSpec,
 )
+from compressor.ranker.token_rule_spec import (
+    AttentionScorer,
+    KeepShareRule,
+    PageRankScorer,
+    PoolRule,
+    TokenRule,
+    TokenScorer,
+)
 from compressor.records import Record
 
 __all__ = [
     "Activation",
     "AttentionPattern",
+    "AttentionScorer",
     "AttentionSpec",
     "CausalPattern",
     "ClassifierHead",
@@ -53,6 +69,7 @@ __all__ = [
     "Head",
     "Int8Dynamic",
     "Int8Rows",
+    "KeepShareRule",
     "LayerSpec",
     "LinearForm",
     "LinearMapSpec",
@@ -60,11 +77,15 @@ __all__ = [
     "LinearSpec",
     "LowRankForm",
     "NormSpec",
+    "PageRankScorer",
+    "PoolRule",
     "RankerSpec",
     "RotarySpec",
     "SimilarityHead",
     "TablePrecision",
     "TableSpec",
+    "TokenRule",
+    "TokenScorer",
     "WindowPattern",
 ]
 
@@ -96,86 +117,6 @@ class EmbeddingsSpec(Record):
         return self
 
 
-class FeedForwardSpec(Record):
-    """``down(act(up(x)))``, or with a gate ``down(act(gate(x)) * up(x))``."""
-
-    activation: Activation
-    up: LinearSpec
-    gate: LinearSpec | None = None
-    down: LinearSpec
-
-    @property
-    def width(self) -> int:
-        return self.up.outputs
-
-    @model_validator(mode="after")
-    def _widths_agree(self) -> Self:
-        if self.down.inputs != self.width or (self.gate and self.gate.outputs != self.width):
-            raise ValueError(f"up, gate and down disagree about the width ({self.width})")
-        return self
-
-
-class LinearMapSpec(Record):
-    """``down(x)``: one linear map in the place of a feed-forward, without neurons of its own."""
-
-    down: LinearSpec
-
-
-def _kind_of_ffn(value: Any) -> str:
-    is_map = set(value) == {"down"} if isinstance(value, Mapping) else isinstance(value, LinearMapSpec)
-    return "linear_map" if is_map else "feed_forward"
-
-
-# Told apart by what they have: specs that were stored before there were linear maps stay as they are.
-_FeedForward = Annotated[
-    Annotated[FeedForwardSpec, Tag("feed_forward")] | Annotated[LinearMapSpec, Tag("linear_map")],
-    Discriminator(_kind_of_ffn),
-]
-
-
-class LayerSpec(Record):
-    """One encoder layer. A norm that is absent is the identity (ModernBERT's first attention norm).
-
-    ``attention`` or ``ffn``, or both, may be absent: such a block adds nothing to the residual stream. Its norm stays
-    where it stands behind the block (post), and goes where it stands before it (pre), as nobody reads it there.
-    In the feed-forward's place may stand a linear map, with the residual and the norm that a feed-forward has.
-    ``exit``: a head that scores from this layer's states as the ranker's head does from the last layer's, through the
-    same final norm. Where the spec's own scores are asked for it is not computed.
-    ``token_rule`` is where token reduction will stand; today only None is legal.
-    """
-
-    norm_placement: Literal["post", "pre"]
-    attention: AttentionSpec | None
-    attention_norm: NormSpec | None
-    ffn: _FeedForward | None
-    ffn_norm: NormSpec | None
-    token_rule: None = None
-    exit: ClassifierHead | None = None
-
-    @property
-    def heads(self) -> int:
-        """Attention heads; 0 without attention."""
-        return self.attention.heads if self.attention else 0
-
-    @property
-    def head_width(self) -> int:
-        """The width of a head; 1 without attention, of which nothing is counted then."""
-        return self.attention.head_width if self.attention else 1
-
-    @property
-    def ffn_width(self) -> int:
-        """Feed-forward neurons; 0 without a feed-forward, and of a linear map, which has none."""
-        return self.ffn.width if isinstance(self.ffn, FeedForwardSpec) else 0
-
-    @model_validator(mode="after")
-    def _no_norm_is_read_by_nobody(self) -> Self:
-        if self.norm_placement == "pre":
-            for name in ("attention", "ffn"):
-                if getattr(self, name) is None and getattr(self, f"{name}_norm") is not None:
-                    raise ValueError(f"{name}_norm stands before {name}, which is absent: take it away too")
-        return self
-
-
 class DropoutSpec(Record):
     """Dropout shares, in force only while training."""
 
@@ -191,6 +132,8 @@ class RankerSpec(Record):
     """The whole shape of a ranker.
 
     ``family`` names the stock architecture the ranker came from; ``max_length`` is the longest row in tokens.
+    ``separator_id``: the token between query and document, which token rules go by; a shape that is only planned may
+    lack it.
     """
 
     schema_version: Literal[1] = 1
@@ -198,6 +141,7 @@ class RankerSpec(Record):
     width: PositiveInt
     max_length: PositiveInt
     pad_id: NonNegativeInt
+    separator_id: NonNegativeInt | None = None
     embeddings: EmbeddingsSpec
     layers: tuple[LayerSpec, ...] = Field(min_length=1)
     final_norm: NormSpec | None = None
@@ -224,6 +168,25 @@ class RankerSpec(Record):
             raise ValueError(f"layers.{len(self.layers) - 1} is the last and ends in the head: it has no exit")
         return self
 
+    @model_validator(mode="after")
+    def _token_rules_make_sense(self) -> Self:
+        if self.rule_layers and not isinstance(self.head, ClassifierHead):
+            raise ValueError("a bi-encoder's rows hold one text, no query and document: they have no token rules")
+        if self.layers[-1].token_rule:
+            raise ValueError(f"layers.{len(self.layers) - 1} is the last: no layer reads what a token rule would leave")
+        for index, layer in enumerate(self.layers):
+            if layer.token_rule and layer.token_rule.reads_attention and not layer.attention:
+                raise ValueError(f"layers.{index} has no attention, by which its token rule judges tokens")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_before_there_were_rules(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out a separator that is not known, so that fingerprints of stored rankers stay what they were."""
+        written: dict[str, Any] = write(self)
+        if self.separator_id is None:
+            written.pop("separator_id", None)
+        return written
+
     def _residual_widths(self) -> list[tuple[str, int]]:
         embedded = self.embeddings.project.outputs if self.embeddings.project else self.embeddings.tokens.width
         widths = [("embeddings", embedded)]
@@ -245,6 +208,11 @@ class RankerSpec(Record):
     def exit_layers(self) -> tuple[int, ...]:
         """The layers that have an exit, ascending, counted from 0."""
         return tuple(index for index, layer in enumerate(self.layers) if layer.exit)
+
+    @property
+    def rule_layers(self) -> tuple[int, ...]:
+        """The layers behind which a token rule stands, ascending, counted from 0."""
+        return tuple(index for index, layer in enumerate(self.layers) if layer.token_rule)
 
     def without_exits(self) -> Self:
         """Return the shape that gives the same scores and has no exits."""

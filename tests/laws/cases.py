@@ -122,6 +122,12 @@ CASES = {
         masked=without_layers(0),  # for what is refitted see tests/passes/test_drop_layers.py
         mistyped={"keeps": [1]},
     ),
+    "keep_tokens": Case(
+        neutral={"layers": {"middle": 1}},
+        active={"layers": {0: 0.5}},
+        no_mask="weights all stay: tests/passes/test_token_rules.py",
+        mistyped={"layer": {0: 0.5}},
+    ),
     "linearize_layers": Case(
         neutral={"replace": []},
         active={"replace": [0]},
@@ -146,6 +152,12 @@ CASES = {
         active={**_TRAINING, "shares": [1, 0.5], "losses": {"mse": 1}, "representations": {}},
         mistyped={"share": [1, 0.5]},
         **_TRAINED,
+    ),
+    "pool_tokens": Case(
+        neutral={"stride": 1},
+        active={"layer": 0},
+        no_mask="weights all stay: tests/passes/test_token_rules.py",
+        mistyped={"strides": 2},
     ),
     "prune_greedily": Case(
         neutral={"max_divergence": 0},
