@@ -14,6 +14,7 @@ from compressor.ranker.encoder import random_weights
 from compressor.ranker.spec import (
     Activation,
     AttentionPattern,
+    AttentionScorer,
     AttentionSpec,
     CausalPattern,
     ClassifierHead,
@@ -26,15 +27,19 @@ from compressor.ranker.spec import (
     Head,
     Int8Dynamic,
     Int8Rows,
+    KeepShareRule,
     LayerSpec,
     LinearMapSpec,
     LinearSpec,
     LowRankForm,
     NormSpec,
+    PageRankScorer,
+    PoolRule,
     RankerSpec,
     RotarySpec,
     SimilarityHead,
     TableSpec,
+    TokenRule,
     WindowPattern,
 )
 
@@ -123,6 +128,13 @@ class Parts:
             down=self.linear(inner, width),
         )
 
+    def token_rule(self, attends: bool) -> TokenRule:
+        """With ``int8`` nothing is chosen by scores: their rounding would choose."""
+        if not attends or self.int8 or self.draw(st.booleans()):
+            return PoolRule(stride=self.draw(st.integers(2, 5)))
+        scorer = self.draw(st.sampled_from([AttentionScorer(), PageRankScorer(), PageRankScorer(restart=0.5, steps=1)]))
+        return KeepShareRule(share=self.draw(st.sampled_from([0.1, 0.5, 0.7])), scorer=scorer)
+
     def layer(self, width: int, may_exit: bool) -> LayerSpec:
         is_post = self.draw(st.booleans())
         attends, feeds = (self.draw(st.sampled_from([True, True, True, True, False])) for _ in range(2))
@@ -133,6 +145,7 @@ class Parts:
             ffn=self.feed_forward(width) if feeds else None,
             ffn_norm=self.draw(SOME_NORM) if feeds or is_post else None,
             exit=self.classifier(width) if may_exit and self.draw(st.booleans()) else None,
+            token_rule=self.token_rule(attends) if may_exit and self.draw(st.booleans()) else None,
         )
 
     def head(self, width: int) -> Head:
@@ -153,7 +166,7 @@ class Parts:
 
 @st.composite
 def specs(draw: st.DrawFn, int8: bool = False, seven_bits: bool = False) -> RankerSpec:
-    """Draw a spec of one to three layers, no two of which need be alike; a cross-encoder's may have exits."""
+    """Draw a spec of one to three layers, no two of which need be alike; a cross-encoder's may have exits and rules."""
     parts = Parts(draw, int8, seven_bits)
     width = draw(st.sampled_from([4, 8, 12]))
     head = parts.head(width)
@@ -164,6 +177,7 @@ def specs(draw: st.DrawFn, int8: bool = False, seven_bits: bool = False) -> Rank
         width=width,
         max_length=MAX_LENGTH,
         pad_id=draw(st.integers(0, 3)),
+        separator_id=draw(st.integers(4, VOCABULARY - 1)),
         embeddings=parts.embeddings(width),
         layers=tuple(parts.layer(width, may) for may in may_exit),
         final_norm=draw(SOME_NORM),
@@ -198,6 +212,9 @@ class Case:
         generator = torch.Generator().manual_seed(self.seed)
         mask = (torch.arange(self.columns) < torch.tensor(self.lengths)[:, None]).long()
         ids = torch.randint(0, self.spec.embeddings.tokens.rows, mask.shape, generator=generator)
+        if self.spec.separator_id is not None:  # most rows have a document; a few have a second separator by chance
+            places = [int(torch.randint(0, length, (), generator=generator)) for length in self.lengths]
+            ids[range(len(places)), [place // 2 for place in places]] = self.spec.separator_id
         n_segments = self.spec.embeddings.segments.rows if self.spec.embeddings.segments else 1
         segments = torch.randint(0, n_segments, mask.shape, generator=generator)
         return {

@@ -41,13 +41,14 @@ class KeepTokens(Pass):
     scorer: Literal["attention", "pagerank"] = "attention"
 
     def plan(self, spec: RankerSpec) -> RankerSpec:
-        refuse_whole_rows(spec, self.verb)
+        refuse_whole_rows(spec)
         places = self._places(spec)
         blind = [place for place in places if not spec.layers[place].attention]
         if blind:
             raise PlanError(
                 f"layer {blind[0]}, which has no attention to judge tokens by",
-                allowed="layers with attention, or pool_tokens, which judges nothing",
+                allowed="layers with attention",
+                fix="choose another layer, or pool_tokens, which judges nothing",
                 setting="layers",
             )
         scorer = PageRankScorer() if self.scorer == "pagerank" else AttentionScorer()

@@ -35,7 +35,7 @@ class PoolTokens(Pass):
     stride: Annotated[int, Field(ge=1, le=64)] = 2
 
     def plan(self, spec: RankerSpec) -> RankerSpec:
-        refuse_whole_rows(spec, self.verb)
+        refuse_whole_rows(spec)
         place = place_of(self.layer, spec, "layer")
         return spec if self.stride == 1 else with_rules(spec, {place: PoolRule(stride=self.stride)}, "layer")
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from compressor.ranker.ranker import Ranker
 
 
-def refuse_whole_rows(spec: RankerSpec, verb: str) -> None:
+def refuse_whole_rows(spec: RankerSpec) -> None:
     """Refuse a ranker whose rows have no query and document, or none of whose layers has one behind it.
 
     Raises:
@@ -26,7 +26,7 @@ def refuse_whole_rows(spec: RankerSpec, verb: str) -> None:
         )
     if len(spec.layers) == 1:
         found = "a ranker of one layer, behind which nothing reads the tokens that are left"
-        raise PlanError(found, allowed="two layers or more", fix=f"put {verb} before the pass that takes layers away")
+        raise PlanError(found, allowed="two layers or more", fix="have the passes before it leave two layers or more")
 
 
 def place_of(layer: int | Literal["middle"], spec: RankerSpec, setting: str) -> int:

@@ -13,7 +13,7 @@ from compressor.errors import RunError
 from compressor.ranker.heads import build_head
 from compressor.ranker.layers import Layer, build_norm
 from compressor.ranker.linears import Linear, Table
-from compressor.ranker.spec import EmbeddingsSpec, RankerSpec
+from compressor.ranker.spec import EmbeddingsSpec, RankerSpec, TokenRule
 from compressor.ranker.sub_network import WHOLE, SubNetwork
 from compressor.ranker.token_rules import Reduction
 from compressor.ranker.token_scores import Reached
@@ -169,12 +169,17 @@ class Encoder(nn.Module):
             if index not in self.part.skipped:
                 is_last = index == len(self.layers) - 1
                 values = self._run(layer, values, layout, first_only and is_last, self.part.ffn_width(index))
-            if parts and (rule := self.part.token_rule(index, self.spec.layers[index].token_rule)):
+            if parts and (rule := self._rule(index)):
                 reached = Reached(layer=layer, read=read.detach(), given=values.detach(), layout=layout, parts=parts)
                 reduction = layer.token_rule(reached, rule)
             yield index, values, layout, reduction
             if parts and reduction:
                 values, layout, parts = reduction.states(values), reduction.layout, parts.of_kept(reduction.kept)
+
+    def _rule(self, index: int) -> TokenRule | None:
+        """Return the rule that acts behind a layer; none does behind the last one that is run."""
+        is_read = not self.part.skipped.issuperset(range(index + 1, len(self.layers)))
+        return self.part.token_rule(index, self.spec.layers[index].token_rule) if is_read else None
 
     def _run(
         self, layer: nn.Module, values: Tensor, layout: TokenLayout, first_only: bool, ffn_width: int | None

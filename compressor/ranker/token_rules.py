@@ -11,6 +11,8 @@ from compressor.ranker.spec import KeepShareRule, PoolRule, TokenRule
 from compressor.ranker.token_scores import Reached, build_scorer
 from compressor.ranker.tokens import TokenLayout, take_tokens
 
+_NOTHING = 1e-20  # scores below are not told apart
+
 
 @dataclass(frozen=True, kw_only=True)
 class Reduction:
@@ -21,7 +23,8 @@ class Reduction:
         kept: int64 ``[T']``, which tokens they are.
         owner: int64 ``[T]``, the new token that each old one goes into; None where states stay as they are.
         margins: ``[B]``, how clear the choice was: the score of the worst token that stays less that of the best one
-            that goes, as a share of the former; infinite where nothing was to be chosen.
+            that goes, as a share of the former; infinite where nothing was to be chosen. Near zero, rounding may choose
+            otherwise in another runtime.
     """
 
     layout: TokenLayout
@@ -87,7 +90,7 @@ def best_of_rows(scores: Tensor, eligible: Tensor, n_kept: Tensor) -> tuple[Tens
     last = (n_kept - 1).clamp(min=0)[:, None]
     worst, next_one = (ranked.values.gather(1, place.clamp(max=len(columns) - 1))[:, 0] for place in (last, last + 1))
     is_choice = (n_kept > 0) & (n_kept < eligible.sum(dim=1))
-    gap = (worst - next_one) / worst.abs().clamp(min=torch.finfo(scores.dtype).tiny)
+    gap = (worst - next_one) / worst.abs().clamp(min=_NOTHING)
     return chosen, torch.where(is_choice, gap, torch.inf)
 
 

@@ -204,7 +204,23 @@ CASES = {
 # Ordered pairs of passes that are refused, with what the message must say.
 _CUTS = "put merge_adapters before all that cuts"
 
+_WIDTHS_FIRST = (
+    "drop_layers", "learn_widths", "linearize_layers", "nest_widths", "prune_greedily", "prune_widths", "subclone",
+)  # fmt: skip
+
 FORBIDDEN = {
+    **{
+        (rule, verb): f"put {verb} before pool_tokens and keep_tokens"
+        for rule in ("keep_tokens", "pool_tokens")
+        for verb in _WIDTHS_FIRST
+    },
+    ("cut_at_exit", "keep_tokens"): "leave two layers or more",
+    ("cut_at_exit", "pool_tokens"): "leave two layers or more",
+    ("drop_layers", "keep_tokens"): "leave two layers or more",
+    ("drop_layers", "pool_tokens"): "leave two layers or more",
+    ("keep_tokens", "pool_tokens"): "choose another layer",
+    ("linearize_layers", "keep_tokens"): "choose another layer",
+    ("pool_tokens", "keep_tokens"): "choose another layer",
     ("add_exits", "merge_adapters"): "put merge_adapters before add_exits",
     ("cut_at_exit", "add_exits"): "put add_exits before the pass that takes layers away",
     ("cut_at_exit", "merge_adapters"): _CUTS,
