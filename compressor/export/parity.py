@@ -22,6 +22,7 @@ _N_PAIRS = 16
 _BATCH_TOKENS = 4096
 _FLOAT_TOLERANCE = 1e-4
 _NOISE_FACTOR = 4.0
+_FLOAT_MARGIN, _INT8_MARGIN = 1e-4, 0.02  # of tokens' scores, relative; see `Reduction.margins`
 _FLOAT_CAUSE = "fp32 sums in another order"
 _INT8_CAUSE = (
     "8-bit rounding: a change in the last bits pushes activations over a rounding step, and so on from layer to layer; "
@@ -40,7 +41,7 @@ class Parity:
         allowed_max: the largest difference that is tolerated.
         allowed_rms: the root mean square that is tolerated.
         cause: why there is a difference.
-        n_rows: rows that were compared.
+        n_rows: rows that were compared: all but those in which a token rule had to choose between near ties.
     """
 
     file: str
@@ -93,7 +94,12 @@ def check_parity(ranker: Ranker, path: Path, batches: Sequence[dict[str, np.ndar
     found = np.concatenate([session.run(None, {name: batch[name] for name in names})[0] for batch in batches])
     if found.shape != expected.shape:
         raise RunError(f"{path.name} gives the shape {list(found.shape)}, the ranker {list(expected.shape)}")
-    largest, rms = _distance(found, expected)
+    clear = clear_rows(ranker, batches)
+    if not clear.any():
+        raise RunError(
+            f"{path.name}: every row's choice of tokens is so close that rounding may turn it; none compared"
+        )
+    largest, rms = _distance(found[clear], expected[clear])
     allowed_max = allowed_rms = _FLOAT_TOLERANCE
     is_int8 = any(linear.precision.kind != "fp32" for _, linear in linears_of(ranker.spec))
     if is_int8:
@@ -101,16 +107,33 @@ def check_parity(ranker: Ranker, path: Path, batches: Sequence[dict[str, np.ndar
         allowed_max, allowed_rms = (max(_FLOAT_TOLERANCE, _NOISE_FACTOR * part) for part in noise)
     parity = Parity(
         file=path.name, max_difference=largest, rms_difference=rms, allowed_max=allowed_max, allowed_rms=allowed_rms,
-        cause=_INT8_CAUSE if is_int8 else _FLOAT_CAUSE, n_rows=len(expected),
+        cause=_INT8_CAUSE if is_int8 else _FLOAT_CAUSE, n_rows=int(clear.sum()),
     )  # fmt: skip
     if not (largest <= allowed_max and rms <= allowed_rms):  # NaN too
         raise RunError(
-            f"{path.name} does not score as the ranker does: over {len(expected)} rows scores differ by up to "
+            f"{path.name} does not score as the ranker does: over {int(clear.sum())} rows scores differ by up to "
             f"{largest:.3g} (allowed {allowed_max:.3g}), by {rms:.3g} in the mean (allowed {allowed_rms:.3g})"
         )
     if found.shape[1] == 1:
-        check_order(path.name, expected[:, 0], found[:, 0], near=2 * allowed_max)
+        check_order(path.name, expected[clear, 0], found[clear, 0], near=2 * allowed_max)
     return parity, found
+
+
+def clear_rows(ranker: Ranker, batches: Sequence[dict[str, np.ndarray]]) -> np.ndarray:
+    """Return the rows in which no token rule chooses between near ties, which rounding would decide, bool ``[n]``."""
+    if not ranker.spec.rule_layers:
+        return np.ones(sum(len(batch["input_ids"]) for batch in batches), dtype=bool)
+    is_int8 = any(linear.precision.kind != "fp32" for _, linear in linears_of(ranker.spec))
+    least, clear = _INT8_MARGIN if is_int8 else _FLOAT_MARGIN, []
+    with torch.inference_mode():
+        for batch in batches:
+            trace = ranker.module.trace(**{name: torch.from_numpy(array) for name, array in batch.items()})
+            found = torch.ones(len(batch["input_ids"]), dtype=torch.bool)
+            for reduction in trace.reductions.values():
+                if reduction.margins is not None:
+                    found &= reduction.margins > least
+            clear.append(found.numpy())
+    return np.concatenate(clear)
 
 
 def _distance(found: np.ndarray, expected: np.ndarray) -> tuple[float, float]:

@@ -6,6 +6,7 @@ is as wide as the longest row, and one gather packs what is left.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from onnx import TensorProto
@@ -14,8 +15,6 @@ from compressor.export.graph import Graph
 from compressor.export.layout import Layout, keep_tokens, pad
 from compressor.export.token_scores import RowParts, token_scores
 from compressor.ranker.spec import AttentionSpec, KeepShareRule, LayerSpec, PoolRule
-
-_LEAST = -3.4e38  # below every score
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,7 +129,7 @@ def _is_among_best(
     most = graph.node("ReduceMax", [n_kept], f"{name}.most", keepdims=0)
     n_ranked = graph.node("Max", [most, graph.int_scalar(1)], f"{name}.n_ranked")
     scores = token_scores(graph, f"{name}.scores", f"layer.{index}.attention", attention, rule.scorer, layout, parts)
-    judged = graph.node("Where", [padded, scores, graph.float_scalar(_LEAST)], f"{name}.judged")
+    judged = graph.node("Where", [padded, scores, graph.float_scalar(-math.inf)], f"{name}.judged")
     _, ranked = graph.nodes(
         "TopK", [judged, graph.reshape(n_ranked, f"{name}.k", 1)], [f"{name}.best_scores", f"{name}.best"],
         name=f"{name}.rank", axis=1, largest=1, sorted=1,

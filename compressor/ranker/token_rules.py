@@ -84,7 +84,8 @@ def best_of_rows(scores: Tensor, eligible: Tensor, n_kept: Tensor) -> tuple[Tens
         eligible: bool ``[B, S]``, among which columns to choose.
         n_kept: int64 ``[B]``, how many; at most as many as are eligible.
     """
-    ranked = scores.masked_fill(~eligible, -torch.inf).sort(dim=1, descending=True, stable=True)
+    finite = scores.clamp(min=torch.finfo(scores.dtype).min)  # so that nothing stands behind what is not eligible
+    ranked = finite.masked_fill(~eligible, -torch.inf).sort(dim=1, descending=True, stable=True)
     columns = torch.arange(scores.shape[1], device=scores.device)
     chosen = torch.zeros_like(eligible).scatter(1, ranked.indices, columns < n_kept[:, None])
     last = (n_kept - 1).clamp(min=0)[:, None]

@@ -48,7 +48,8 @@ def test_a_trace_ends_where_forward_ends(spec):
     module = module_of(spec)
     attends = next(index for index, layer in enumerate(spec.layers) if layer.attention)
     trace = module.trace(**batch, relations=[attends])
-    rows = [sum(LENGTHS)] * (len(spec.layers) + 1)
+    rows = [int(layout.mask.sum()) for layout in trace.layouts]
+    assert rows[0] == sum(LENGTHS)
     if spec.reads_first_token_only and len(spec.layers) > 1:
         rows[-1] = len(LENGTHS)
     assert [tuple(state.shape) for state in trace.states] == [(n_rows, spec.width) for n_rows in rows]
