@@ -34,10 +34,10 @@ ATTENTIONS = {
 
 
 def spec_with(rule, inner):
-    spec = tiny_spec(separator_id=SEPARATOR, max_length=512)
-    embeddings = spec.embeddings.changed(positions=TableSpec(rows=512, width=WIDTH))
+    embeddings = tiny_spec().embeddings.changed(positions=TableSpec(rows=512, width=WIDTH))
     layer = tiny_layer(attention=inner)
-    return spec.changed(embeddings=embeddings, layers=(layer.changed(token_rule=rule), layer, layer))
+    layers = (layer.changed(token_rule=rule), layer, layer)
+    return tiny_spec(separator_id=SEPARATOR, max_length=512, embeddings=embeddings, layers=layers)
 
 
 def batch_of_shape(spec, n_rows, n_columns):
