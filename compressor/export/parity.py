@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,14 +94,14 @@ def check_parity(ranker: Ranker, path: Path, batches: Sequence[dict[str, np.ndar
     found = np.concatenate([session.run(None, {name: batch[name] for name in names})[0] for batch in batches])
     if found.shape != expected.shape:
         raise RunError(f"{path.name} gives the shape {list(found.shape)}, the ranker {list(expected.shape)}")
-    clear = clear_rows(ranker, batches)
+    is_int8 = any(linear.precision.kind != "fp32" for _, linear in linears_of(ranker.spec))
+    clear = clear_rows(ranker, batches, least=_INT8_MARGIN if is_int8 else _FLOAT_MARGIN)
     if not clear.any():
         raise RunError(
             f"{path.name}: every row's choice of tokens is so close that rounding may turn it; none compared"
         )
     largest, rms = _distance(found[clear], expected[clear])
     allowed_max = allowed_rms = _FLOAT_TOLERANCE
-    is_int8 = any(linear.precision.kind != "fp32" for _, linear in linears_of(ranker.spec))
     if is_int8:
         noise = _rounding_noise(ranker, batches, expected)
         allowed_max, allowed_rms = (max(_FLOAT_TOLERANCE, _NOISE_FACTOR * part) for part in noise)
@@ -119,20 +119,22 @@ def check_parity(ranker: Ranker, path: Path, batches: Sequence[dict[str, np.ndar
     return parity, found
 
 
-def clear_rows(ranker: Ranker, batches: Sequence[dict[str, np.ndarray]]) -> np.ndarray:
-    """Return the rows in which no token rule chooses between near ties, which rounding would decide, bool ``[n]``."""
-    if not ranker.spec.rule_layers:
-        return np.ones(sum(len(batch["input_ids"]) for batch in batches), dtype=bool)
-    is_int8 = any(linear.precision.kind != "fp32" for _, linear in linears_of(ranker.spec))
-    least, clear = _INT8_MARGIN if is_int8 else _FLOAT_MARGIN, []
-    with torch.inference_mode():
-        for batch in batches:
-            trace = ranker.module.trace(**{name: torch.from_numpy(array) for name, array in batch.items()})
-            found = torch.ones(len(batch["input_ids"]), dtype=torch.bool)
-            for reduction in trace.reductions.values():
-                if reduction.margins is not None:
-                    found &= reduction.margins > least
-            clear.append(found.numpy())
+def clear_rows(ranker: Ranker, batches: Sequence[Mapping[str, np.ndarray]], least: float) -> np.ndarray:
+    """Return the rows in which no token rule chooses between near ties, which rounding would decide, bool ``[n]``.
+
+    Args:
+        ranker: with or without token rules.
+        batches: padded inputs.
+        least: the margin from which on a choice is clear, see `Reduction.margins`.
+    """
+    clear = [np.ones(len(batch["input_ids"]), dtype=bool) for batch in batches]
+    if ranker.spec.rule_layers:
+        with torch.inference_mode():
+            for found, batch in zip(clear, batches, strict=True):
+                trace = ranker.module.trace(**{name: torch.from_numpy(array) for name, array in batch.items()})
+                for reduction in trace.reductions.values():
+                    if reduction.margins is not None:
+                        found &= (reduction.margins > least).numpy()
     return np.concatenate(clear)
 
 

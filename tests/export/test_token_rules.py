@@ -22,6 +22,7 @@ from tests.tiny import WIDTH, build_ranker, tiny_layer, tiny_spec
 
 SHAPES = ((1, 16), (7, 33), (64, 128), (3, 512))
 TOLERANCE = 2e-5  # fp32 sums in another order
+CLEAR_MARGIN = 1e-4  # nearer scores may change places by rounding
 RULES = {
     "pool": PoolRule(stride=3),
     "attention": KeepShareRule(share=0.5),
@@ -67,7 +68,7 @@ def test_a_graph_scores_as_torch_does(rule, inner, dialect):
         with torch.inference_mode():
             expected = ranker.module(**{name: torch.tensor(array) for name, array in batch.items()}).numpy()
         (found,) = session.run(None, {node.name: batch[node.name] for node in session.get_inputs()})
-        clear = clear_rows(ranker, [batch])
+        clear = clear_rows(ranker, [batch], least=CLEAR_MARGIN)
         np.testing.assert_allclose(found[clear], expected[clear], atol=TOLERANCE, rtol=0, err_msg=str(shape))
         n_clear += clear.sum()
     assert n_clear >= 70  # of 75 rows: near ties are rare

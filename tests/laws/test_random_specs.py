@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from compressor.export import write_graph
+from compressor.export.parity import clear_rows
 from compressor.ranker.cost import parameters
 from compressor.ranker.ranker import Ranker
 from compressor.ranker.spec import RankerSpec
@@ -65,13 +66,10 @@ def run_onnx(session: ort.InferenceSession, batch: dict[str, Tensor]) -> np.ndar
     return result
 
 
-def clear_rows(case: Case) -> np.ndarray:
+def clear(case: Case) -> np.ndarray:
     """Return the rows of which rounding cannot choose other tokens, bool ``[B]``."""
-    with torch.inference_mode():
-        reductions = ranker_of(case).module.trace(**case.batch).reductions.values()
-    margins = [found.margins for found in reductions if found.margins is not None]
-    clear = torch.stack(margins).amin(dim=0) > CLEAR_MARGIN if margins else torch.ones(len(case.lengths), dtype=bool)
-    return clear.numpy()
+    batch = {name: tensor.numpy() for name, tensor in case.batch.items()}
+    return clear_rows(ranker_of(case), [batch], least=CLEAR_MARGIN)
 
 
 def difference(found: np.ndarray, expected: np.ndarray) -> float:
@@ -86,9 +84,9 @@ def difference(found: np.ndarray, expected: np.ndarray) -> float:
 @settings(LAW, max_examples=200)
 @given(case=cases())
 def test_packed_torch_equals_the_padded_oracle(case):
-    clear = clear_rows(case)
+    rows = clear(case)
     expected = oracle(case.spec, case.weights, **case.batch).numpy()
-    assert difference(run_torch(case)[clear], expected[clear]) < FLOAT_TOLERANCE
+    assert difference(run_torch(case)[rows], expected[rows]) < FLOAT_TOLERANCE
     with torch.inference_mode():
         exits = ranker_of(case).module.trace(**case.batch).exits if case.spec.exit_layers else {}
     for layer, logits in exits.items():
@@ -98,37 +96,38 @@ def test_packed_torch_equals_the_padded_oracle(case):
         body = {name: tensor for name, tensor in case.weights.items() if not name.startswith("head.")}
         weights = {name.replace(f"layers.{layer}.exit.", "head."): tensor for name, tensor in body.items()}
         expected = oracle(ends, weights, **case.batch).numpy()
-        assert difference(logits.numpy()[clear], expected[clear]) < FLOAT_TOLERANCE, layer
+        assert difference(logits.numpy()[rows], expected[rows]) < FLOAT_TOLERANCE, layer
 
 
 @settings(LAW, max_examples=200)
 @given(case=cases())
 def test_both_dialects_equal_torch(case):
-    expected, clear = run_torch(case), clear_rows(case)
+    expected, rows = run_torch(case), clear(case)
     last_row = {name: tensor[-1:] for name, tensor in case.batch.items()}
     for dialect in DIALECTS:
         session = open_graph(case, dialect)
-        assert difference(run_onnx(session, case.batch)[clear], expected[clear]) < FLOAT_TOLERANCE, dialect
-        alone = difference(run_onnx(session, last_row)[clear[-1:]], expected[-1:][clear[-1:]])
+        assert difference(run_onnx(session, case.batch)[rows], expected[rows]) < FLOAT_TOLERANCE, dialect
+        alone = difference(run_onnx(session, last_row)[rows[-1:]], expected[-1:][rows[-1:]])
         assert alone < FLOAT_TOLERANCE, f"{dialect}, one row alone"
 
 
 def test_most_choices_of_random_specs_are_clear():
     """The two laws above compare nearly all rows, and many of them lose tokens."""
-    clear, lost = [], []
+    compared: list[bool] = []
+    lost: list[bool] = []
 
     @settings(LAW, max_examples=200)
     @given(case=cases())
     def examples(case: Case) -> None:
         if case.spec.rule_layers:
-            clear.extend(clear_rows(case))
+            compared.extend(clear(case))
             with torch.inference_mode():
                 layouts = ranker_of(case).module.trace(**case.batch).layouts
             lost.extend((layouts[0].mask.sum(dim=1) > layouts[-1].mask.sum(dim=1)).tolist())
 
     examples()
-    assert len(clear) > 100
-    assert np.mean(clear) > 0.9
+    assert len(compared) > 100
+    assert np.mean(compared) > 0.9
     assert np.mean(lost) > 0.5
 
 

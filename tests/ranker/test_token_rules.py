@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from typing import Any
 
 import pytest
 import torch
@@ -45,7 +46,8 @@ def reached_by(rows):
     layout = TokenLayout.of(mask)
     states = layout.positions[:, None].float()
     parts = RowParts.of(layout, ids, SEP)
-    return Reached(layer=None, read=states, given=states, layout=layout, parts=parts)
+    layers: Any = module_of(tiny_spec()).layers
+    return Reached(layer=layers[0], read=states, given=states, layout=layout, parts=parts)
 
 
 def in_rows(layout, packed):
