@@ -28,7 +28,8 @@ class Trace:
             last where only first tokens were computed there.
         relations: queries, keys and values of the layers that were asked for, ``[T, heads * head width]`` each.
         exits: logits ``[B, 1]`` by layer, for layers with an exit.
-        skipped: layers that were left out: behind them stands the state before them, and no relations and no exit.
+        skipped: layers that were left out: behind them stands the state before them, as a rule left it, and no
+            relations and no exit.
         layouts: where the tokens of each state stand; relations of a layer stand where the state behind it does.
         reductions: what token rules made of the states behind their layers, by layer.
     """
