@@ -15,6 +15,7 @@ from compressor.ranker.encoder import random_weights
 from compressor.ranker.spec import (
     Activation,
     AttentionPattern,
+    AttentionScorer,
     AttentionSpec,
     CausalPattern,
     ClassifierHead,
@@ -32,17 +33,22 @@ from compressor.ranker.spec import (
     Int8Dynamic,
     Int8Rows,
     Int8Static,
+    KeepShareRule,
     LayerSpec,
     LinearForm,
     LinearMapSpec,
     LinearSpec,
     LowRankForm,
     NormSpec,
+    PageRankScorer,
+    PoolRule,
     RankerSpec,
     RotarySpec,
     SimilarityHead,
     TableSpec,
+    TokenRule,
     WindowPattern,
+    float_kind,
 )
 from compressor.records import Record
 
@@ -79,6 +85,7 @@ class Parts:
     def __init__(self, draw: st.DrawFn, linears: Precisions, tables: Precisions) -> None:
         self.draw = draw
         self.linears = linears
+        self.is_half = any(float_kind(precision) != "fp32" for precision in linears)
         self.tables = tables
 
     def linear(self, inputs: int, outputs: int) -> LinearSpec:
@@ -151,6 +158,13 @@ class Parts:
             down=self.linear(inner, width),
         )
 
+    def token_rule(self, attends: bool) -> TokenRule:
+        """Where linears may be rounded nothing is chosen by scores: their rounding would choose."""
+        if not attends or self.linears or self.draw(st.booleans()):
+            return PoolRule(stride=self.draw(st.integers(2, 5)))
+        scorer = self.draw(st.sampled_from([AttentionScorer(), PageRankScorer(), PageRankScorer(restart=0.5, steps=1)]))
+        return KeepShareRule(share=self.draw(st.sampled_from([0.1, 0.5, 0.7])), scorer=scorer)
+
     def layer(self, width: int, may_exit: bool) -> LayerSpec:
         is_post = self.draw(st.booleans())
         attends, feeds = (self.draw(st.sampled_from([True, True, True, True, False])) for _ in range(2))
@@ -161,6 +175,7 @@ class Parts:
             ffn=self.feed_forward(width) if feeds else None,
             ffn_norm=self.draw(SOME_NORM) if feeds or is_post else None,
             exit=self.classifier(width) if may_exit and self.draw(st.booleans()) else None,
+            token_rule=self.token_rule(attends) if may_exit and not self.is_half and self.draw(st.booleans()) else None,
         )
 
     def head(self, width: int) -> Head:
@@ -181,7 +196,7 @@ class Parts:
 
 @st.composite
 def specs(draw: st.DrawFn, linears: Precisions = (), tables: Precisions = ()) -> RankerSpec:
-    """Draw a spec of one to three layers, no two of which need be alike; a cross-encoder's may have exits."""
+    """Draw a spec of one to three layers, no two of which need be alike; a cross-encoder's may have exits and rules."""
     parts = Parts(draw, linears, tables)
     width = draw(st.sampled_from([4, 8, 12]))
     head = parts.head(width)
@@ -192,6 +207,7 @@ def specs(draw: st.DrawFn, linears: Precisions = (), tables: Precisions = ()) ->
         width=width,
         max_length=MAX_LENGTH,
         pad_id=draw(st.integers(0, 3)),
+        separator_id=draw(st.integers(4, VOCABULARY - 1)),
         embeddings=parts.embeddings(width),
         layers=tuple(parts.layer(width, may) for may in may_exit),
         final_norm=draw(SOME_NORM),
@@ -230,6 +246,9 @@ class Case:
         generator = torch.Generator().manual_seed(self.seed)
         mask = (torch.arange(self.columns) < torch.tensor(self.lengths)[:, None]).long()
         ids = torch.randint(0, self.spec.embeddings.tokens.rows, mask.shape, generator=generator)
+        if self.spec.separator_id is not None:  # most rows have a document; a few have a second separator by chance
+            places = [int(torch.randint(0, length, (), generator=generator)) for length in self.lengths]
+            ids[range(len(places)), [place // 2 for place in places]] = self.spec.separator_id
         n_segments = self.spec.embeddings.segments.rows if self.spec.embeddings.segments else 1
         segments = torch.randint(0, n_segments, mask.shape, generator=generator)
         return {

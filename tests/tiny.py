@@ -140,12 +140,18 @@ def build_ranker(spec: RankerSpec | None = None, seed: int = 0) -> Ranker:
 
 
 def batch_of(spec: RankerSpec, lengths: list[int], columns: int | None = None, seed: int = 0) -> dict[str, Tensor]:
-    """Return random rows of the given lengths, padded to ``columns``; equal seeds give equal tokens."""
+    """Return random rows of the given lengths, padded to ``columns``; equal seeds give equal tokens.
+
+    Where the spec knows a separator, it stands behind three tokens and at the end of every row, and nowhere else.
+    """
     import torch
 
     columns = columns or max(lengths)
     generator = torch.Generator().manual_seed(seed)
     full = torch.randint(2, spec.embeddings.tokens.rows, (len(lengths), spec.max_length), generator=generator)
+    if spec.separator_id is not None:
+        full = torch.where(full == spec.separator_id, 1, full)
+        full[:, 3] = full[range(len(lengths)), torch.tensor(lengths) - 1] = spec.separator_id
     mask = (torch.arange(columns) < torch.tensor(lengths)[:, None]).long()
     rows = spec.embeddings.segments.rows if spec.embeddings.segments else 1
     segments = (torch.arange(columns) > 3).long().clamp(max=rows - 1) * mask

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from compressor.errors import RunError
 from compressor.ranker.encoder import Encoder
 from compressor.ranker.ranker import BATCH_TOKENS, Ranker
 from compressor.ranker.spec import SimilarityHead
@@ -34,7 +35,13 @@ class CalibrationBatch(NamedTuple):
 
 
 def calibration_batches(ranker: Ranker, pairs: Sequence[tuple[str, str]]) -> list[CalibrationBatch]:
-    """Embed pairs in batches of similar length; of a bi-encoder all queries' rows, then all documents'."""
+    """Embed pairs in batches of similar length; of a bi-encoder all queries' rows, then all documents'.
+
+    Raises:
+        RunError: the ranker has token rules: layers that are run one by one all see the same tokens.
+    """
+    if ranker.spec.rule_layers:
+        raise RunError("layers are run one by one here, and token rules would not be heeded")
     encoded = _encoded(ranker, pairs)
     batches = []
     with torch.inference_mode():

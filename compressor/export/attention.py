@@ -15,7 +15,7 @@ import torch
 from compressor.export.graph import FUSED, Graph
 from compressor.export.layout import Layout, attention_bias, by_heads, by_tokens, first_tokens, pad, padded_positions
 from compressor.export.linears import Product, Weights, fused_linears, linear
-from compressor.ranker.spec import AttentionSpec, LinearSpec, LowRankForm, RotarySpec
+from compressor.ranker.spec import AttentionPattern, AttentionSpec, LinearSpec, LowRankForm, RotarySpec
 
 
 def attention(
@@ -64,10 +64,30 @@ def mix(
     graph: Graph, name: str, spec: AttentionSpec, query: str, keys: str, values: str, layout: Layout, first_only: bool
 ) -> str:
     """Write softmax(QKᵀ / √d + bias) V by heads, ``[B, H, S or 1, d]``."""
-    scores = _scores(graph, name, query, keys, 1 / math.sqrt(spec.head_width))
-    seen = graph.node("Add", [scores, attention_bias(graph, layout, spec.pattern, first_only)], f"{name}.seen")
-    shares = graph.node("Softmax", [seen], f"{name}.shares", axis=-1)
+    scale = 1 / math.sqrt(spec.head_width)
+    shares = attention_shares(graph, name, query, keys, spec.pattern, scale, layout, first_only)
     return graph.node("MatMul", [shares, values], name)
+
+
+def attention_shares(
+    graph: Graph, name: str, query: str, keys: str, pattern: AttentionPattern, scale: float, layout: Layout,
+    first_only: bool,
+) -> str:  # fmt: skip
+    """Write softmax(scale QKᵀ + bias), ``[B, H, asking, S]``, under the name's ``.shares``."""
+    scores = _scores(graph, name, query, keys, scale)
+    seen = graph.node("Add", [scores, attention_bias(graph, layout, pattern, first_only)], f"{name}.seen")
+    return graph.node("Softmax", [seen], f"{name}.shares", axis=-1)
+
+
+def queries_and_keys(graph: Graph, name: str, spec: AttentionSpec) -> tuple[str, str]:
+    """Return the queries and keys of an attention that `attention` wrote for all tokens, ``[B, H, S, d]`` each.
+
+    Keys may lack their bias, which no softmax sees.
+    """
+    if spec.positions:
+        return f"{name}.query.rotated", f"{name}.key.rotated"
+    query = f"{name}.query.biased"
+    return query if graph.has(query) else f"{name}.query.heads", f"{name}.key.heads"
 
 
 def _scores(graph: Graph, name: str, query: str, keys: str, scale: float) -> str:

@@ -10,6 +10,7 @@ from compressor.export.heads import head
 from compressor.export.layers import layer, norm
 from compressor.export.layout import Layout, build_layout, row_means
 from compressor.export.linears import Weights, add_bias, linear, table
+from compressor.export.token_rules import reduce_tokens, row_parts
 from compressor.ranker.dense_sparse import expanded
 from compressor.ranker.spec import EmbeddingsSpec, FloatKind, RankerSpec
 
@@ -32,6 +33,9 @@ def write_graph(spec: RankerSpec, weights: Weights, dialect: Dialect = "ort") ->
     graph = Graph(dialect, max_length=spec.max_length)
     layout = build_layout(graph, "attention_mask")
     values = embeddings(graph, spec.embeddings, weights, layout)
+    parts = None
+    if spec.rule_layers and spec.separator_id is not None:
+        parts = row_parts(graph, layout, spec.separator_id)
     last = len(spec.layers) - 1
     floats: FloatKind = "fp32"
     for index, layer_spec in enumerate(spec.layers):
@@ -40,6 +44,9 @@ def write_graph(spec: RankerSpec, weights: Weights, dialect: Dialect = "ort") ->
         floats = layer_spec.states
         with graph.computing_in(floats):
             values = layer(graph, index, layer_spec, weights, values, layout, first_only)
+        if layer_spec.token_rule and parts:
+            left = reduce_tokens(graph, index, layer_spec, values, layout, parts)
+            values, layout, parts = left.values, left.layout, left.parts
     values = graph.cast(values, "layers.output", floats, "fp32")
     values = norm(graph, "final_norm", "final_norm", spec.final_norm, weights, values)
     pooled = values if spec.reads_first_token_only else row_means(graph, layout, values, "pooled")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ _N_PAIRS = 16
 _BATCH_TOKENS = 4096
 _FLOAT_TOLERANCE = 1e-4
 _NOISE_FACTOR = 4.0
+_FLOAT_MARGIN, _ROUNDED_MARGIN = 1e-4, 0.02  # of tokens' scores, relative; see `Reduction.margins`
 _FLOAT_CAUSE = "fp32 sums in another order"
 _MAGNIFIED_CAUSE = (
     "fp32 sums in another order: this ranker magnifies what they round; allowed is 4 times the distance of the torch "
@@ -48,7 +49,7 @@ class Parity:
         allowed_max: the largest difference that is tolerated.
         allowed_rms: the root mean square that is tolerated.
         cause: why there is a difference.
-        n_rows: rows that were compared.
+        n_rows: rows that were compared: all but those in which a token rule had to choose between near ties.
     """
 
     file: str
@@ -124,9 +125,12 @@ def compare(
     expected = results(ranker, batches)
     if found.shape != expected.shape:
         raise RunError(f"{name} gives the shape {list(found.shape)}, the ranker {list(expected.shape)}")
-    largest, rms = _distance(found, expected)
-    allowed_max = allowed_rms = _FLOAT_TOLERANCE
     cause, parts = _rounding(ranker.spec)
+    clear = clear_rows(ranker, batches, least=_ROUNDED_MARGIN if parts else _FLOAT_MARGIN)
+    if not clear.any():
+        raise RunError(f"{name}: every row's choice of tokens is so close that rounding may turn it; none compared")
+    largest, rms = _distance(found[clear], expected[clear])
+    allowed_max = allowed_rms = _FLOAT_TOLERANCE
     noise = None
     if parts:
         noise = _rounding_noise(ranker, batches, expected, 1 / parts, results)
@@ -136,15 +140,15 @@ def compare(
         allowed_max, allowed_rms = (max(_FLOAT_TOLERANCE, _NOISE_FACTOR * part) for part in noise)
     parity = Parity(
         file=name, max_difference=largest, rms_difference=rms, allowed_max=allowed_max, allowed_rms=allowed_rms,
-        cause=cause, n_rows=len(expected),
+        cause=cause, n_rows=int(clear.sum()),
     )  # fmt: skip
     if not (largest <= allowed_max and rms <= allowed_rms):  # NaN too
         raise RunError(
-            f"{name} does not score as the ranker does: over {len(expected)} rows scores differ by up to "
+            f"{name} does not score as the ranker does: over {int(clear.sum())} rows scores differ by up to "
             f"{largest:.3g} (allowed {allowed_max:.3g}), by {rms:.3g} in the mean (allowed {allowed_rms:.3g})"
         )
     if found.shape[1] == 1:
-        check_order(name, expected[:, 0], found[:, 0], near=2 * allowed_max)
+        check_order(name, expected[clear, 0], found[clear, 0], near=2 * allowed_max)
     return parity
 
 
@@ -157,6 +161,25 @@ def _rounding(spec: RankerSpec) -> tuple[str, int]:
     parts = _NOISE[floats]
     what = "8-bit" if floats == "fp32" else floats
     return _ROUNDING_CAUSE.format(what=what, parts=f"{parts:,}") + ("" if floats == "fp32" else _HALF_CAUSE), parts
+
+
+def clear_rows(ranker: Ranker, batches: Sequence[Mapping[str, np.ndarray]], least: float) -> np.ndarray:
+    """Return the rows in which no token rule chooses between near ties, which rounding would decide, bool ``[n]``.
+
+    Args:
+        ranker: with or without token rules.
+        batches: padded inputs.
+        least: the margin from which on a choice is clear, see `Reduction.margins`.
+    """
+    clear = [np.ones(len(batch["input_ids"]), dtype=bool) for batch in batches]
+    if ranker.spec.rule_layers:
+        with torch.inference_mode():
+            for found, batch in zip(clear, batches, strict=True):
+                trace = ranker.module.trace(**{name: torch.from_numpy(array) for name, array in batch.items()})
+                for reduction in trace.reductions.values():
+                    if reduction.margins is not None:
+                        found &= (reduction.margins > least).numpy()
+    return np.concatenate(clear)
 
 
 def _distance(found: np.ndarray, expected: np.ndarray) -> tuple[float, float]:

@@ -35,7 +35,8 @@ def can_be_stock(spec: RankerSpec) -> str | None:
     except InputError as error:
         return str(error)
     # What only training and the tokenizer ask about does not make an architecture.
-    stock = stock.model_copy(update={"max_length": spec.max_length, "dropout": spec.dropout})
+    same = {"max_length": spec.max_length, "dropout": spec.dropout, "separator_id": spec.separator_id}
+    stock = stock.model_copy(update=same)
     if not isinstance(spec.head, ClassifierHead):
         stock = stock.model_copy(update={"head": spec.head})
     return _difference("", stock, spec)

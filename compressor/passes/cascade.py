@@ -76,6 +76,12 @@ class Cascade(Pass):
         refuse_bi_encoder(spec)
         if spec.cascade:
             raise PlanError("a ranker that has a cascade", allowed="one without", fix="leave one of the two passes out")
+        if spec.rule_layers:
+            raise PlanError(
+                f"a ranker that lets tokens go behind layer {spec.rule_layers[0]}",
+                allowed="one all of whose layers see the same tokens: a cascade's graphs hand all of them on",
+                fix="leave one of the two passes out",
+            )
         for place, stage in enumerate(self.stages):
             self._refuse(spec, stage.behind, f"stages.{place}.behind")
         return spec.changed(cascade=self._with([stage.keep for stage in self.stages]))

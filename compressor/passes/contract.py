@@ -252,6 +252,22 @@ def refuse_cascade(spec: RankerSpec, what: str) -> None:
         )
 
 
+def refuse_token_rules(spec: RankerSpec, verb: str, setting: str = "") -> None:
+    """Refuse to choose or fit parts of layers one by one where some let tokens go.
+
+    Raises:
+        PlanError: names the first layer with a token rule, and ``setting`` where another value of it would do.
+    """
+    if spec.rule_layers:
+        raise PlanError(
+            f"a ranker that lets tokens go behind layer {spec.rule_layers[0]}",
+            allowed="a ranker all of whose layers see the same tokens",
+            fix=f"put {verb} before pool_tokens and keep_tokens: which layers and widths there are comes first, "
+            "where tokens go second",
+            setting=setting,
+        )
+
+
 def refuse_factorized_outputs(spec: RankerSpec, verb: str, setting: str = "") -> None:
     """Refuse to fit output matrices of heads or neurons anew where they are products of two.
 

@@ -48,8 +48,9 @@ class CutAtExit(Pass):
                 setting="layer",
             )
         refuse_cascade(spec, self.verb)
-        kept = spec.without_exits().layers[: self.layer + 1]
-        return spec.changed(layers=kept, head=spec.layers[self.layer].exit)
+        *kept, end = spec.without_exits().layers[: self.layer + 1]
+        # An exit reads all tokens that reach it, and a token rule behind the last layer would have no reader.
+        return spec.changed(layers=(*kept, end.changed(token_rule=None)), head=spec.layers[self.layer].exit)
 
     def apply(self, ranker: Ranker, supply: Supply) -> Ranker:
         from compressor.ranker.encoder import expected_shapes

@@ -15,6 +15,7 @@ from compressor.passes.contract import (
     refuse_factorized_outputs,
     refuse_quantized,
     refuse_sparse,
+    refuse_token_rules,
 )
 from compressor.passes.kept_layers import (
     LayerChoice,
@@ -73,6 +74,7 @@ class DropLayers(Pass):
     def plan(self, spec: RankerSpec) -> RankerSpec:
         refuse_quantized(spec, self.verb)
         refuse_sparse(spec, self.verb)
+        refuse_token_rules(spec, self.verb)
         if self.compensate == "refit":
             refuse_factorized_outputs(spec, self.verb, "compensate")
         if isinstance(self.keep, MostImportant):

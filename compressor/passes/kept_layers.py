@@ -79,7 +79,7 @@ def most_important(ranker: Ranker, supply: Supply, n_keep: int, n_pairs: int) ->
 
 
 def cut_spec(spec: RankerSpec, kept: Sequence[int]) -> RankerSpec:
-    """Return the shape of the kept layers alone; an exit of the one that becomes the last gives way to the head.
+    """Return the shape of the kept layers alone; of the one that becomes the last, an exit and a token rule go.
 
     Raises:
         PlanError: the ranker has a cascade, whose stages stand behind layers.
@@ -87,7 +87,7 @@ def cut_spec(spec: RankerSpec, kept: Sequence[int]) -> RankerSpec:
     if len(kept) < len(spec.layers):
         refuse_cascade(spec, "what takes layers away")
     *layers, last = (spec.layers[index] for index in kept)
-    return spec.changed(layers=(*layers, last.changed(exit=None)))
+    return spec.changed(layers=(*layers, last.changed(exit=None, token_rule=None)))
 
 
 def cut_weights(weights: Mapping[str, Tensor], kept: Sequence[int]) -> dict[str, Tensor]:

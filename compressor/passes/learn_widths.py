@@ -16,6 +16,7 @@ from compressor.passes.contract import (
     at_most_its_parameters,
     refuse_factorized_outputs,
     refuse_sparse,
+    refuse_token_rules,
 )
 from compressor.passes.distill import Distill
 from compressor.passes.width_budget import (
@@ -77,6 +78,7 @@ class LearnWidths(Distill):
     def plan(self, spec: RankerSpec) -> RankerSpec:
         super().plan(spec)
         refuse_sparse(spec, self.verb)
+        refuse_token_rules(spec, self.verb)
         refuse_factorized_outputs(spec, self.verb)
         if self.evaluate_every:
             raise PlanError(

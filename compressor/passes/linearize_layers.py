@@ -17,6 +17,7 @@ from compressor.passes.contract import (
     refuse_factorized_outputs,
     refuse_quantized,
     refuse_sparse,
+    refuse_token_rules,
 )
 from compressor.passes.kept_layers import CANDIDATES_OF_A_LIST
 from compressor.ranker.spec import RankerSpec
@@ -76,6 +77,7 @@ class LinearizeLayers(Pass):
 
         refuse_quantized(spec, self.verb)
         refuse_sparse(spec, self.verb)
+        refuse_token_rules(spec, self.verb)
         if not self.replace:
             return spec
         candidates = _candidates(spec)

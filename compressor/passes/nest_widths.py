@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator, Field, PositiveInt
 
-from compressor.passes.contract import Need, PlanError, Supply, refuse_factorized_outputs, refuse_sparse
+from compressor.passes.contract import (
+    Need,
+    PlanError,
+    Supply,
+    refuse_factorized_outputs,
+    refuse_sparse,
+    refuse_token_rules,
+)
 from compressor.passes.distill import Distill
 from compressor.passes.kept_layers import CANDIDATES_OF_A_LIST
 from compressor.passes.nested_widths import DEFAULT_SHARES, TRAINED, Shares, full_widths, share_of
@@ -56,6 +63,7 @@ class NestWidths(Distill):
         super().plan(spec)
         refuse_sparse(spec, self.verb)
         if self.order != "as_it_is":
+            refuse_token_rules(spec, self.verb, "order")
             refuse_factorized_outputs(spec, self.verb, "order")
         if not any(full_widths(spec)):
             raise PlanError("a ranker without feed-forwards", allowed="a feed-forward in at least one layer")

@@ -19,6 +19,7 @@ from compressor.passes.contract import (
     refuse_factorized_outputs,
     refuse_quantized,
     refuse_sparse,
+    refuse_token_rules,
 )
 from compressor.passes.kept_layers import CANDIDATES_OF_A_LIST
 from compressor.ranker.spec import RankerSpec
@@ -72,6 +73,7 @@ class PruneGreedily(Pass):
     def plan(self, spec: RankerSpec) -> RankerSpec:
         refuse_quantized(spec, self.verb)
         refuse_sparse(spec, self.verb)
+        refuse_token_rules(spec, self.verb)
         refuse_bi_encoder(spec)
         refuse_factorized_outputs(spec, self.verb)
         return spec  # what goes is not known before it is tried; layers stay, be they empty

@@ -21,6 +21,7 @@ from compressor.passes.contract import (
     refuse_factorized_outputs,
     refuse_quantized,
     refuse_sparse,
+    refuse_token_rules,
 )
 from compressor.passes.kept_layers import CANDIDATES_OF_A_LIST
 from compressor.passes.width_budget import Budget, Cost, Widths, planned_widths, shared_widths, too_small
@@ -72,6 +73,7 @@ class PruneWidths(Pass):
     def plan(self, spec: RankerSpec) -> RankerSpec:
         refuse_quantized(spec, self.verb)
         refuse_sparse(spec, self.verb)
+        refuse_token_rules(spec, self.verb)
         refuse_bi_encoder(spec)
         refuse_factorized_outputs(spec, self.verb)
         if self.rearrange and self.importance not in ("fisher", "taylor"):

@@ -99,6 +99,7 @@ class Quantize(Pass):
 
     def plan(self, spec: RankerSpec) -> RankerSpec:
         refuse_quantized(spec, self.verb)
+        self._refuse_half_rules(spec)
         return with_precisions(spec, self._precisions(spec), self._table_precision())
 
     def apply(self, ranker: Ranker, supply: Supply) -> Ranker:
@@ -117,6 +118,18 @@ class Quantize(Pass):
             return f"back in fp32: {', '.join(lost)}" if lost else None
 
         return [Promise(text=f"{len(rounded)} matrices stay rounded", check=check)] if rounded else []
+
+    def _refuse_half_rules(self, spec: RankerSpec) -> None:
+        if self.scheme not in ("fp16", "bf16"):
+            return
+        rounded = {int(name.split(".")[1]) for name in self._precisions(spec) if name.startswith("layers.")}
+        if found := [index for index in spec.rule_layers if index in rounded]:
+            raise PlanError(
+                f"a token rule behind layer {found[0]}, which would be in {self.scheme}",
+                allowed="rules that judge tokens in fp32",
+                fix=f"name the layers {found} under keep_fp32",
+                setting="keep_fp32",
+            )
 
     def _precisions(self, spec: RankerSpec) -> Mapping[str, LinearPrecision]:
         precision = self._linear_precision()

@@ -16,6 +16,7 @@ from compressor.passes.contract import (
     at_most_its_parameters,
     refuse_quantized,
     refuse_sparse,
+    refuse_token_rules,
 )
 from compressor.passes.kept_layers import (
     LayerChoice,
@@ -68,6 +69,7 @@ class Subclone(Pass):
     def plan(self, spec: RankerSpec) -> RankerSpec:
         refuse_quantized(spec, self.verb)
         refuse_sparse(spec, self.verb)
+        refuse_token_rules(spec, self.verb)
         if isinstance(self.layers, int):
             refuse_more(self.layers, spec, "layers")
             refuse_exits(spec, self.verb, "layers")

@@ -63,13 +63,17 @@ class TrimVocabulary(Pass):
         tokenizer = json.loads(ranker.tokenizer_files["tokenizer.json"])
         refuse_unknown_model(tokenizer, self.verb)
         counts = self._counts(ranker.tokenizer, supply)
-        seen = {ranker.spec.pad_id, *(index for index, n in counts.items() if n >= self.min_count)}
+        pad, separator = ranker.spec.pad_id, ranker.spec.separator_id
+        named = {pad} if separator is None else {pad, separator}
+        seen = {*named, *(index for index, n in counts.items() if n >= self.min_count)}
         order = new_places(tokenizer, tokens_to_keep(tokenizer, seen))
         places = {old: new for new, old in enumerate(order)}
         before, table = ranker.spec.embeddings, "embeddings.tokens.weight"
         embeddings = before.changed(tokens=before.tokens.changed(rows=len(order)))
         small = ranker.changed(
-            spec=ranker.spec.changed(embeddings=embeddings, pad_id=places[ranker.spec.pad_id]),
+            spec=ranker.spec.changed(
+                embeddings=embeddings, pad_id=places[pad], separator_id=None if separator is None else places[separator]
+            ),
             weights={**ranker.weights, table: ranker.weights[table][order].clone()},
             tokenizer_files=trimmed_files(ranker.tokenizer_files, order),
             source_config=renumbered_config(ranker.source_config, places),

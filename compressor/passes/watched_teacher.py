@@ -55,6 +55,11 @@ def watch(step: Distill, ranker: Ranker, supply: Supply) -> Watched:
         raise step.fault(step.reads_along, reason, fix=READS_ALONG_FIX)
     states = _states(step, ranker, teacher)
     relations = _relations(step, ranker, teacher)
+    if (states or relations) and teacher.spec.rule_layers:
+        found = (
+            f"a teacher that lets tokens go behind layer {teacher.spec.rule_layers[0]}, so that some states have none"
+        )
+        raise step.fault("representations", found, allowed="a teacher without token rules", fix=READS_ALONG_FIX)
     maps = {match.name: {own - 1: theirs - 1 for own, theirs in match.states.items() if own} for match in states}
     maps["relations"] = dict(relations.layers) if relations else {}
     supply.note("layer_maps", {name: layers for name, layers in maps.items() if layers})
@@ -84,7 +89,10 @@ def _frozen(teacher: Ranker, step: Distill, places: list[int] | None) -> Encoder
         embeddings = teacher.spec.embeddings
         embeddings = embeddings.changed(tokens=embeddings.tokens.changed(rows=len(places)))
         weights = {**teacher.weights, table: teacher.weights[table][places]}
-        teacher = teacher.changed(spec=teacher.spec.changed(embeddings=embeddings), weights=weights)
+        separator = teacher.spec.separator_id
+        separator = None if separator is None else places.index(separator)
+        spec = teacher.spec.changed(embeddings=embeddings, separator_id=separator)
+        teacher = teacher.changed(spec=spec, weights=weights)
     module = teacher.trainable().requires_grad_(False).eval()
     return module.to(torch.bfloat16) if computes_in_bf16(step.precision, device) else module
 

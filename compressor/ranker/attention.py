@@ -63,6 +63,14 @@ class Attention(nn.Module):
             return _attend_in_products(query, key, value, mask, dropout)
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
 
+    def queries_and_keys(self, values: Tensor, layout: TokenLayout) -> tuple[Tensor, Tensor]:
+        """Return queries and keys by heads, ``[B, S, H, d]`` each, as `forward` makes them of the same values.
+
+        They pass by all hooks, which watch the layer's own forward pass and not who looks on.
+        """
+        query, key = (self._heads(part.forward(values)) for part in (self.query, self.key))
+        return layout.pad(self._rotate(query, layout.positions)), layout.pad(self._rotate(key, layout.positions))
+
     def _heads(self, values: Tensor) -> Tensor:
         heads = values.unflatten(-1, (self.spec.heads, self.spec.head_width))  # [T, H, d]
         return to_float_kind(heads, self.states)

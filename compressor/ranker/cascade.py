@@ -101,7 +101,9 @@ def stage_logits(module: Encoder, places: Sequence[Place], inputs: Mapping[str, 
     trace = module.trace(**inputs)
     segments = inputs.get("token_type_ids", torch.zeros_like(inputs["input_ids"]))
     found = [
-        similarity(module, trace.layout, inputs["input_ids"], segments) if place == "embeddings" else trace.exits[place]
+        similarity(module, trace.layouts[0], inputs["input_ids"], segments)
+        if place == "embeddings"
+        else trace.exits[place]
         for place in places
     ]
     return torch.cat([*found, trace.logits], dim=1).T

@@ -8,13 +8,17 @@ from compressor.cascade_stages import depth_of
 from compressor.ranker.spec import (
     ClassifierHead,
     DenseSparseForm,
+    KeepShareRule,
     LayerSpec,
     LinearSpec,
     LowRankForm,
     NormSpec,
+    PageRankScorer,
     RankerSpec,
     TableSpec,
 )
+
+QUERY_TOKENS = 8  # of a typical web query or question
 
 
 def parameters(spec: RankerSpec) -> int:
@@ -24,16 +28,25 @@ def parameters(spec: RankerSpec) -> int:
     return tables + linears + sum(_norm_parameters(norm, width) for norm, width in _norms(spec))
 
 
-def macs(spec: RankerSpec, n_tokens: int) -> int:
+def macs(spec: RankerSpec, n_tokens: int, query_tokens: int = QUERY_TOKENS) -> int:
     """Return the multiply-adds of one pair of ``n_tokens`` real tokens: linear layers plus attention products.
 
     The last layer counts for the first token alone where the head reads nothing else, as it is computed; exits count
     nothing, as nobody computes them who asks for the ranker's scores.
+
+    Token rules let tokens of the document alone go, so with them it matters how a pair is divided. All but
+    ``query_tokens``, the first token and two separators is taken for the document, by default as if every query had
+    `QUERY_TOKENS`. What a rule looks at besides the layer's own attention counts, too.
     """
     total = _embedding_macs(spec, n_tokens)
+    n_document = max(0, n_tokens - query_tokens - 3)
     for index, layer in enumerate(spec.layers):
         last = index == len(spec.layers) - 1 and spec.reads_first_token_only
         total += _layer_macs(layer, n_tokens, 1 if last else n_tokens)
+        if rule := layer.token_rule:
+            total += scorer_macs(layer, n_tokens, min(n_tokens, query_tokens + 1))
+            gone = n_document - rule.n_left(n_document)
+            n_tokens, n_document = n_tokens - gone, n_document - gone
     return total + (_head_macs(spec.head) if isinstance(spec.head, ClassifierHead) else 0)
 
 
@@ -70,6 +83,25 @@ def _layer_macs(layer: LayerSpec, n_tokens: int, asking: int) -> int:
 
 def _head_macs(head: ClassifierHead) -> int:
     return linear_macs(head.output) + (linear_macs(head.dense) if head.dense else 0)
+
+
+def scorer_macs(layer: LayerSpec, n_tokens: int, n_asking: int) -> int:
+    """Return the multiply-adds of judging the tokens of a row, as the written graph does it.
+
+    Shares of full attention are at hand there; where a layer has another pattern, products of queries and keys are
+    taken anew.
+
+    Args:
+        layer: one with or without a token rule.
+        n_tokens: that reach the rule.
+        n_asking: of them, the first token and the query's.
+    """
+    if not isinstance(layer.token_rule, KeepShareRule) or layer.attention is None:
+        return 0
+    scorer, attention = layer.token_rule.scorer, layer.attention
+    rows, steps = (n_tokens, scorer.steps) if isinstance(scorer, PageRankScorer) else (n_asking, 1)
+    products = 0 if attention.pattern.kind == "full" else rows * n_tokens * attention.heads * attention.head_width
+    return products + steps * rows * n_tokens
 
 
 def linear_macs(linear: LinearSpec) -> int:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from compressor.errors import RunError
 from compressor.ranker.heads import build_head
 from compressor.ranker.layers import Layer, build_norm
 from compressor.ranker.linears import Linear, Table
-from compressor.ranker.spec import EmbeddingsSpec, RankerSpec
+from compressor.ranker.spec import EmbeddingsSpec, RankerSpec, TokenRule
 from compressor.ranker.sub_network import WHOLE, SubNetwork
-from compressor.ranker.tokens import TokenLayout
+from compressor.ranker.token_rules import Reduction
+from compressor.ranker.token_scores import Reached
+from compressor.ranker.tokens import RowParts, TokenLayout
 from compressor.ranker.trace import Trace, watched_relations
 
 
@@ -46,10 +49,15 @@ class Encoder(nn.Module):
 
     ``gradient_checkpointing`` trades a second forward pass per layer for memory while training. ``part``: what of it is
     run, the whole but where training sets another (`compressor.ranker.sub_network.running`).
+
+    Raises:
+        RunError: token rules without the id that they tell query and document apart by.
     """
 
     def __init__(self, spec: RankerSpec) -> None:
         super().__init__()
+        if spec.rule_layers and spec.separator_id is None:
+            raise RunError("the spec has token rules and no separator_id, which tells query and document apart")
         self.spec = spec
         self.gradient_checkpointing = False
         self.part: SubNetwork = WHOLE
@@ -72,8 +80,8 @@ class Encoder(nn.Module):
         layout = TokenLayout.of(attention_mask)
         values = self.embed(layout, input_ids, token_type_ids)
         first_only = self.spec.reads_first_token_only and self._runs_last
-        for state in self._states(values, layout, first_only):
-            values = state
+        for _, state, its_layout, _ in self._states(values, layout, self._parts(layout, input_ids), first_only):
+            values, layout = state, its_layout
         return self.head(self.pool(values, layout, first_only))
 
     def trace(
@@ -94,18 +102,27 @@ class Encoder(nn.Module):
             relations: layers whose queries, keys and values are wanted.
         """
         layout = TokenLayout.of(attention_mask)
-        states = [self.embed(layout, input_ids, token_type_ids)]
+        states, layouts = [self.embed(layout, input_ids, token_type_ids)], [layout]
+        reductions = {}
+        parts = self._parts(layout, input_ids)
         skipped = self.part.skipped
         first_only = self.spec.reads_first_token_only and self._runs_last and len(self.layers) - 1 not in relations
         with watched_relations(self, [layer for layer in relations if layer not in skipped]) as found:
-            states += self._states(states[0], layout, first_only)
-        logits = self.head(self.pool(states[-1], layout, first_only))
+            for index, state, its_layout, reduction in self._states(states[0], layout, parts, first_only):
+                states.append(state)
+                layouts.append(its_layout)
+                if reduction:
+                    reductions[index] = reduction
+        logits = self.head(self.pool(states[-1], layouts[-1], first_only))
         exits = {
-            index: self.exit_logits(index, states[index + 1], layout)
+            index: self.exit_logits(index, states[index + 1], layouts[index + 1])
             for index in self.spec.exit_layers
             if index not in skipped
         }
-        return Trace(logits=logits, states=states, layout=layout, relations=found, exits=exits, skipped=skipped)
+        return Trace(
+            logits=logits, states=states, layouts=layouts, reductions=reductions, relations=found, exits=exits,
+            skipped=skipped,
+        )  # fmt: skip
 
     def embed(self, layout: TokenLayout, input_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
         """Return the packed embeddings ``[T, width]``."""
@@ -134,13 +151,35 @@ class Encoder(nn.Module):
     def _runs_last(self) -> bool:
         return len(self.layers) - 1 not in self.part.skipped
 
-    def _states(self, values: Tensor, layout: TokenLayout, first_only: bool) -> Iterator[Tensor]:
-        """Yield the state behind each layer, of first tokens alone behind the last one with ``first_only``."""
-        for index, layer in enumerate(self.layers):
+    def _parts(self, layout: TokenLayout, input_ids: Tensor) -> RowParts | None:
+        """Return the parts of rows, where token rules ask for them."""
+        separator = self.spec.separator_id
+        return RowParts.of(layout, input_ids, separator) if self.spec.rule_layers and separator is not None else None
+
+    def _states(
+        self, values: Tensor, layout: TokenLayout, parts: RowParts | None, first_only: bool
+    ) -> Iterator[tuple[int, Tensor, TokenLayout, Reduction | None]]:
+        """Yield each layer's number, the state behind it, where it stands, and what a rule makes of it.
+
+        The state is of first tokens alone behind the last layer with ``first_only``.
+        """
+        layers: Iterable[Any] = self.layers
+        for index, layer in enumerate(layers):
+            read, reduction = values, None
             if index not in self.part.skipped:
                 is_last = index == len(self.layers) - 1
                 values = self._run(layer, values, layout, first_only and is_last, self.part.ffn_width(index))
-            yield values
+            if parts and (rule := self._rule(index)):
+                reached = Reached(layer=layer, read=read.detach(), given=values.detach(), layout=layout, parts=parts)
+                reduction = layer.token_rule(reached, rule)
+            yield index, values, layout, reduction
+            if parts and reduction:
+                values, layout, parts = reduction.states(values), reduction.layout, parts.of_kept(reduction.kept)
+
+    def _rule(self, index: int) -> TokenRule | None:
+        """Return the rule that acts behind a layer; none does behind the last one that is run."""
+        is_read = not self.part.skipped.issuperset(range(index + 1, len(self.layers)))
+        return self.part.token_rule(index, self.spec.layers[index].token_rule) if is_read else None
 
     def _run(
         self, layer: nn.Module, values: Tensor, layout: TokenLayout, first_only: bool, ffn_width: int | None

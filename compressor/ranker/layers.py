@@ -20,6 +20,7 @@ from compressor.ranker.spec import (
     LinearMapSpec,
     NormSpec,
 )
+from compressor.ranker.token_rules import build_token_rule
 from compressor.ranker.tokens import TokenLayout
 
 
@@ -103,7 +104,8 @@ def build_feed_forward(
 class Layer(nn.Module):
     """Attention and feed-forward, each with its residual, normed before or after; either may be absent.
 
-    ``exit`` is the head that scores from this layer's states, if there is one; the layer itself never runs it.
+    ``exit`` is the head that scores from this layer's states, if there is one, ``token_rule`` what lets tokens go
+    behind it; the layer itself runs neither.
     """
 
     def __init__(self, spec: LayerSpec, width: int, dropout: DropoutSpec, exit_head: nn.Module | None = None) -> None:
@@ -114,6 +116,7 @@ class Layer(nn.Module):
         self.ffn = build_feed_forward(spec.ffn, spec.states)
         self.ffn_norm = build_norm(spec.ffn_norm, width)
         self.dropout = nn.Dropout(dropout.hidden)
+        self.token_rule = build_token_rule(spec.token_rule) if spec.token_rule else None
         self.exit = exit_head
 
     def forward(

@@ -2,16 +2,24 @@
 
 Weights are named after the spec (`layers.3.attention.query.weight`): a ranker is its spec plus a flat set of tensors.
 Layers need not be alike: each has its own heads, widths, norms, linear forms and precisions. The parts are defined in
-`parts_spec`, `attention_spec`, `ffn_spec` and `head_spec`; all of them are imported from here.
+`parts_spec`, `attention_spec`, `ffn_spec`, `head_spec`, `layer_spec` and `token_rule_spec`; all are imported from here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
+from compressor.cascade_stages import Cascade
 from compressor.ranker.attention_spec import (
     AttentionPattern,
     AttentionSpec,
@@ -20,9 +28,10 @@ from compressor.ranker.attention_spec import (
     RotarySpec,
     WindowPattern,
 )
-from compressor.ranker.cascade_spec import MayCascade, check_stages
-from compressor.ranker.ffn_spec import FeedForwardBlock, FeedForwardSpec, LinearMapSpec
+from compressor.ranker.cascade_spec import check_stages
+from compressor.ranker.ffn_spec import FeedForwardSpec, LinearMapSpec
 from compressor.ranker.head_spec import ClassifierHead, Head, SimilarityHead
+from compressor.ranker.layer_spec import LayerSpec
 from compressor.ranker.parts_spec import (
     Activation,
     BFloat16,
@@ -46,11 +55,20 @@ from compressor.ranker.parts_spec import (
     TableSpec,
     float_kind,
 )
+from compressor.ranker.token_rule_spec import (
+    AttentionScorer,
+    KeepShareRule,
+    PageRankScorer,
+    PoolRule,
+    TokenRule,
+    TokenScorer,
+)
 from compressor.records import Record
 
 __all__ = [
     "Activation",
     "AttentionPattern",
+    "AttentionScorer",
     "AttentionSpec",
     "BFloat16",
     "CausalPattern",
@@ -71,6 +89,7 @@ __all__ = [
     "Int8Dynamic",
     "Int8Rows",
     "Int8Static",
+    "KeepShareRule",
     "LayerSpec",
     "LinearForm",
     "LinearMapSpec",
@@ -78,12 +97,16 @@ __all__ = [
     "LinearSpec",
     "LowRankForm",
     "NormSpec",
+    "PageRankScorer",
+    "PoolRule",
     "RankerSpec",
     "RotarySpec",
     "SimilarityHead",
     "SparseForm",
     "TablePrecision",
     "TableSpec",
+    "TokenRule",
+    "TokenScorer",
     "WindowPattern",
     "float_kind",
 ]
@@ -116,64 +139,6 @@ class EmbeddingsSpec(Record):
         return self
 
 
-class LayerSpec(Record):
-    """One encoder layer. A norm that is absent is the identity (ModernBERT's first attention norm).
-
-    ``attention`` or ``ffn``, or both, may be absent: such a block adds nothing to the residual stream. Its norm stays
-    where it stands behind the block (post), and goes where it stands before it (pre), as nobody reads it there.
-    In the feed-forward's place may stand a linear map, with the residual and the norm that a feed-forward has.
-    ``exit``: a head that scores from this layer's states as the ranker's head does from the last layer's, through the
-    same final norm. Where the spec's own scores are asked for it is not computed.
-    ``token_rule`` is where token reduction will stand; today only None is legal.
-    """
-
-    norm_placement: Literal["post", "pre"]
-    attention: AttentionSpec | None
-    attention_norm: NormSpec | None
-    ffn: FeedForwardBlock | None
-    ffn_norm: NormSpec | None
-    token_rule: None = None
-    exit: ClassifierHead | None = None
-
-    @property
-    def heads(self) -> int:
-        """Attention heads; 0 without attention."""
-        return self.attention.heads if self.attention else 0
-
-    @property
-    def head_width(self) -> int:
-        """The width of a head; 1 without attention, of which nothing is counted then."""
-        return self.attention.head_width if self.attention else 1
-
-    @property
-    def ffn_width(self) -> int:
-        """Feed-forward neurons; 0 without a feed-forward, and of a linear map, which has none."""
-        return self.ffn.width if isinstance(self.ffn, FeedForwardSpec) else 0
-
-    @property
-    def states(self) -> FloatKind:
-        """What all between the layer's linears is computed in: half precision where any linear has it, else fp32."""
-        return next((kind for kind in self._float_kinds() if kind != "fp32"), "fp32")
-
-    def _float_kinds(self) -> list[FloatKind]:
-        parts = [part for block in (self.attention, self.ffn) if block for _, part in block]
-        return [float_kind(part.precision) for part in parts if isinstance(part, LinearSpec)]
-
-    @model_validator(mode="after")
-    def _one_half_precision(self) -> Self:
-        if {"fp16", "bf16"} <= set(self._float_kinds()):
-            raise ValueError("fp16 and bf16 do not go together within a layer")
-        return self
-
-    @model_validator(mode="after")
-    def _no_norm_is_read_by_nobody(self) -> Self:
-        if self.norm_placement == "pre":
-            for name in ("attention", "ffn"):
-                if getattr(self, name) is None and getattr(self, f"{name}_norm") is not None:
-                    raise ValueError(f"{name}_norm stands before {name}, which is absent: take it away too")
-        return self
-
-
 class DropoutSpec(Record):
     """Dropout shares, in force only while training."""
 
@@ -185,18 +150,25 @@ class DropoutSpec(Record):
 Family = Literal["bert", "electra", "roberta", "xlm-roberta", "distilbert", "modernbert"]
 
 
-class RankerSpec(MayCascade):
+_LATER = ("cascade", "separator_id")
+
+
+class RankerSpec(Record):
     """The whole shape of a ranker.
 
     ``family`` names the stock architecture the ranker came from; ``max_length`` is the longest row in tokens.
     ``cascade``: where a query's list of candidates shrinks on its way up. Pairs are scored at full depth all the same.
+    ``separator_id``: the token between query and document, which token rules go by; a shape that is only planned may
+    lack it.
     """
 
     schema_version: Literal[1] = 1
+    cascade: Cascade | None = None
     family: Family
     width: PositiveInt
     max_length: PositiveInt
     pad_id: NonNegativeInt
+    separator_id: NonNegativeInt | None = None
     embeddings: EmbeddingsSpec
     layers: tuple[LayerSpec, ...] = Field(min_length=1)
     final_norm: NormSpec | None = None
@@ -227,7 +199,26 @@ class RankerSpec(MayCascade):
     def _stages_can_score(self) -> Self:
         if self.cascade:
             check_stages(self.cascade, self.exit_layers, self.tells_query_from_document)
+            if self.rule_layers:
+                raise ValueError("a cascade of a ranker with token rules: its graphs hand all tokens on")
         return self
+
+    @model_validator(mode="after")
+    def _token_rules_make_sense(self) -> Self:
+        if self.rule_layers and not isinstance(self.head, ClassifierHead):
+            raise ValueError("a bi-encoder's rows hold one text, no query and document: they have no token rules")
+        if self.layers[-1].token_rule:
+            raise ValueError(f"layers.{len(self.layers) - 1} is the last: no layer reads what a token rule would leave")
+        for index, layer in enumerate(self.layers):
+            if layer.token_rule and layer.token_rule.reads_attention and not layer.attention:
+                raise ValueError(f"layers.{index} has no attention, by which its token rule judges tokens")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_absent(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what stored rankers did not have from the first, so that their fingerprints stay what they were."""
+        written: dict[str, Any] = write(self)
+        return {name: value for name, value in written.items() if name not in _LATER or getattr(self, name) is not None}
 
     def _residual_widths(self) -> list[tuple[str, int]]:
         embedded = self.embeddings.project.outputs if self.embeddings.project else self.embeddings.tokens.width
@@ -250,6 +241,11 @@ class RankerSpec(MayCascade):
     def exit_layers(self) -> tuple[int, ...]:
         """The layers that have an exit, ascending, counted from 0."""
         return tuple(index for index, layer in enumerate(self.layers) if layer.exit)
+
+    @property
+    def rule_layers(self) -> tuple[int, ...]:
+        """The layers behind which a token rule stands, ascending, counted from 0."""
+        return tuple(index for index, layer in enumerate(self.layers) if layer.token_rule)
 
     def without_exits(self) -> Self:
         """Return the shape that gives the same scores and has no exits, nor a cascade."""

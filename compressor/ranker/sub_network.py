@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from compressor.ranker.spec import TokenRule
 
 if TYPE_CHECKING:
     from compressor.ranker.encoder import Encoder
@@ -16,16 +18,22 @@ class SubNetwork:
     """What of an encoder a forward pass runs.
 
     Attributes:
-        skipped: layers that are left out: the state before one is the state behind it. So are their exits.
+        skipped: layers that are left out: the state before one is the state behind it. So are their exits and rules.
         ffn_widths: of each layer's neurons the first so many, at least one; all of them where it is empty.
+        token_rules: by layer, rules of the same kind as those of the spec that stand in for them; None for none.
     """
 
     skipped: frozenset[int] = frozenset()
     ffn_widths: Sequence[int] = ()
+    token_rules: Mapping[int, TokenRule | None] = field(default_factory=dict)
 
     def ffn_width(self, layer: int) -> int | None:
         """Return how many neurons of a layer are run; None for all."""
         return self.ffn_widths[layer] if self.ffn_widths else None
+
+    def token_rule(self, layer: int, own: TokenRule | None) -> TokenRule | None:
+        """Return the rule that acts behind a layer, whose own one is given; None behind a layer that is left out."""
+        return None if layer in self.skipped else self.token_rules.get(layer, own)
 
 
 WHOLE = SubNetwork()

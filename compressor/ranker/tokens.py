@@ -6,7 +6,7 @@ attention looks at the padded view ``[B, S, ...]``. Gathers lead there and back,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -92,6 +92,54 @@ class TokenLayout:
         return sums / self.mask.sum(dim=1, keepdim=True)
 
 
+@dataclass(frozen=True, kw_only=True)
+class RowParts:
+    """What the tokens of a batch are in their rows: what asks, and what may go.
+
+    Attributes:
+        document: bool ``[T]``, true for tokens behind their row's first separator that are no separators.
+        n_asking: int64 ``[B]``, the row's tokens before its first separator: the first token and the query's.
+        start: int64 ``[B]``, the column in which the document starts; it never moves, as all before it stays.
+    """
+
+    document: Tensor
+    n_asking: Tensor
+    start: Tensor
+
+    @classmethod
+    def of(cls, layout: TokenLayout, input_ids: Tensor, separator_id: int) -> RowParts:
+        """Tell the parts of rows apart by their separators; a row without any has no document.
+
+        Args:
+            layout: of the whole rows.
+            input_ids: int64 ``[B, S]``.
+            separator_id: the id between query and document.
+        """
+        separates = (input_ids == separator_id) & layout.mask
+        seen = separates.long().cumsum(dim=1)
+        document = (seen > 0) & ~separates & layout.mask
+        columns = torch.arange(layout.mask.shape[1], device=layout.mask.device)
+        return cls(
+            document=layout.pack(document),
+            n_asking=((seen == 0) & layout.mask).sum(dim=1).clamp(min=1),
+            start=torch.where(document, columns, len(columns)).amin(dim=1),
+        )
+
+    def of_kept(self, kept: Tensor) -> RowParts:
+        """Return the parts of the tokens that stay, int64 ``[T']``."""
+        return replace(self, document=self.document[kept])
+
+    def asking_shares(self, layout: TokenLayout) -> Tensor:
+        """Return float32 ``[B, S]``: equal shares for a row's asking tokens, which add up to 1, 0 elsewhere."""
+        columns = torch.arange(layout.mask.shape[1], device=layout.mask.device)
+        return (columns < self.n_asking[:, None]).float() / self.n_asking[:, None]
+
+
+def take_tokens(values: Tensor, index: Tensor) -> Tensor:
+    """Return some packed tokens, ``values[index]``, none of them twice, with a gradient that adds nothing up."""
+    return _Rows.apply(values, index, index, True)
+
+
 def _mask_of(counts: Tensor) -> Tensor:
     """Return the mask of rows with ``counts`` tokens each, ``[B] -> bool [B, S]``, S the largest of them."""
     return torch.arange(int(counts.max()), device=counts.device) < counts[:, None]
@@ -100,8 +148,9 @@ def _mask_of(counts: Tensor) -> Tensor:
 class _Rows(torch.autograd.Function):
     """``values[take]``, whose gradient is a copy of rows where autograd's own adds up rows one by one.
 
-    That is exact for the two moves between the views. Packing takes each slot once. Spreading takes a token again for
-    padding, but no loss ever reads padding, so of the gradients that come back only those of real slots are not zero.
+    That is exact for the two moves between the views. Packing, like any choice of tokens, takes each slot once.
+    Spreading takes a token again for padding, but no loss ever reads padding, so of the gradients that come back only
+    those of real slots are not zero.
     """
 
     @staticmethod

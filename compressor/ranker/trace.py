@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from compressor.ranker.token_rules import Reduction
 from compressor.ranker.tokens import TokenLayout
 
 if TYPE_CHECKING:
@@ -27,16 +28,30 @@ class Trace:
             last where only first tokens were computed there.
         relations: queries, keys and values of the layers that were asked for, ``[T, heads * head width]`` each.
         exits: logits ``[B, 1]`` by layer, for layers with an exit.
-        skipped: layers that were left out: behind them stands the state before them, and no relations and no exit.
-        layout: where the T tokens stand.
+        skipped: layers that were left out: behind them stands the state before them, as a rule left it, and no
+            relations and no exit.
+        layouts: where the tokens of each state stand; relations of a layer stand where the state behind it does.
+        reductions: what token rules made of the states behind their layers, by layer.
     """
 
     logits: Tensor
     states: list[Tensor]
-    layout: TokenLayout
+    layouts: list[TokenLayout]
+    reductions: dict[int, Reduction] = field(default_factory=dict)
     relations: dict[int, QueryKeyValue] = field(default_factory=dict)
     exits: dict[int, Tensor] = field(default_factory=dict)
     skipped: frozenset[int] = frozenset()
+
+    def left_of(self, values: Tensor, state: int) -> Tensor:
+        """Return what of values of all tokens, ``[T, width]``, is left at a state of this pass, as its rules left it.
+
+        So another ranker that lets no token go can be compared with this one: of its tokens those that stayed here are
+        taken, and where windows were averaged here, its are.
+        """
+        for layer, reduction in sorted(self.reductions.items(), key=lambda item: item[0]):
+            if layer < state - 1:  # state 0 is the embeddings, and a rule acts behind its layer's own state
+                values = reduction.states(values)
+        return values
 
 
 @contextmanager

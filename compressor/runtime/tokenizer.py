@@ -130,6 +130,16 @@ class PairTokenizer:
         rows = [self._tokenizer.encode("a"), self._tokenizer.encode("a", "b")]
         return sha256_json([reading, [[row.ids, row.type_ids] for row in rows]])
 
+    @cached_property
+    def separator_id(self) -> int | None:
+        """The id of the special token between a pair's texts; None where there is none, or rows begin with it."""
+        row = self._tokenizer.encode("a", "b")
+        is_special = row.special_tokens_mask
+        end = next((place for place in range(1, len(is_special)) if is_special[place] > is_special[place - 1]), None)
+        if end is None or all(is_special[end:]) or row.ids[end] == row.ids[0]:
+            return None
+        return row.ids[end]
+
     def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> Encoded:
         """Encode (query, document) pairs as one row each; equal queries are tokenized once."""
         distinct = dict.fromkeys(query for query, _ in pairs)

@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from compressor.ranker.trace import Trace
+from compressor.ranker.trace import QueryKeyValue, Trace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +46,22 @@ class RelationMatch:
 
 
 def same_tokens(student: Trace, own: int, teacher: Trace, theirs: int) -> tuple[Tensor, Tensor]:
-    """Return a state of each, of first tokens alone where one of the two was computed for no others."""
+    """Return a state of each, of the tokens that are in both.
+
+    The student's token rules are followed: of the teacher, which lets no token go, the tokens that stayed in the
+    student count, and means of the windows that became one there. Where one of the two computed a state for first
+    tokens alone, these are compared.
+    """
     left, right = student.states[own], teacher.states[theirs]
+    first = student.layouts[own].first
+    if len(right) == len(teacher.states[0]):
+        right = student.left_of(right, own)
     if len(left) == len(right):
         return left, right
-    first = student.layout.first
     return (left, right[first]) if len(left) == len(first) else (left[first], right)
+
+
+def same_relations(student: Trace, own: int, teacher: Trace, theirs: int) -> tuple[QueryKeyValue, QueryKeyValue]:
+    """Return queries, keys and values of a layer of each, of the tokens that are in both, as in `same_tokens`."""
+    query, key, value = (student.left_of(part, own + 1) for part in teacher.relations[theirs])
+    return student.relations[own], (query, key, value)

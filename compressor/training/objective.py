@@ -19,7 +19,7 @@ from compressor.algorithms.representation_losses import (
     qkv_relation_kl,
 )
 from compressor.algorithms.teacher_losses import listwise_kl
-from compressor.training.matches import RelationMatch, StateMatch, same_tokens
+from compressor.training.matches import RelationMatch, StateMatch, same_relations, same_tokens
 
 if TYPE_CHECKING:
     from compressor.ranker.encoder import Encoder
@@ -194,7 +194,7 @@ def _on_states(watched: Watched, student: Trace, teacher: Trace) -> dict[str, Te
     if relations := watched.relations:
         divergence = qkv_relation_kl if relations.kind == "qkv" else attention_kl
         each = [
-            divergence(student.relations[own], teacher.relations[theirs], student.layout, relations.heads)
+            divergence(*same_relations(student, own, teacher, theirs), student.layouts[own + 1], relations.heads)
             for own, theirs in relations.layers.items()
             if own in student.relations
         ]

@@ -142,6 +142,12 @@ CASES = {
         masked=without_layers(0),  # for what is refitted see tests/passes/test_drop_layers.py
         mistyped={"keeps": [1]},
     ),
+    "keep_tokens": Case(
+        neutral={"layers": {"middle": 1}},
+        active={"layers": {0: 0.5}},
+        no_mask="weights all stay: tests/passes/test_token_rules.py",
+        mistyped={"layer": {0: 0.5}},
+    ),
     "linearize_layers": Case(
         neutral={"replace": []},
         active={"replace": [0]},
@@ -172,6 +178,12 @@ CASES = {
         active={**_TRAINING, "shares": [1, 0.5], "losses": {"mse": 1}, "representations": {}},
         mistyped={"share": [1, 0.5]},
         **_TRAINED,
+    ),
+    "pool_tokens": Case(
+        neutral={"stride": 1},
+        active={"layer": 0},
+        no_mask="weights all stay: tests/passes/test_token_rules.py",
+        mistyped={"strides": 2},
     ),
     "prune_greedily": Case(
         neutral={"max_divergence": 0},
@@ -250,7 +262,23 @@ _OTHERS = "name other linears"
 _WHOLE = "put {} before what factorizes"
 _CUTS = "put merge_adapters before all that cuts"
 
+_WIDTHS_FIRST = (
+    "drop_layers", "learn_widths", "linearize_layers", "nest_widths", "prune_greedily", "prune_widths", "subclone",
+)  # fmt: skip
+
 FORBIDDEN = {
+    **{
+        (rule, verb): f"put {verb} before pool_tokens and keep_tokens"
+        for rule in ("keep_tokens", "pool_tokens")
+        for verb in _WIDTHS_FIRST
+    },
+    ("cut_at_exit", "keep_tokens"): "leave two layers or more",
+    ("cut_at_exit", "pool_tokens"): "leave two layers or more",
+    ("drop_layers", "keep_tokens"): "leave two layers or more",
+    ("drop_layers", "pool_tokens"): "leave two layers or more",
+    ("keep_tokens", "pool_tokens"): "choose another layer",
+    ("linearize_layers", "keep_tokens"): "choose another layer",
+    ("pool_tokens", "keep_tokens"): "choose another layer",
     ("add_exits", "merge_adapters"): "put merge_adapters before add_exits",
     ("cascade", "cascade"): "leave one of the two passes out",
     ("cascade", "cut_at_exit"): "put cut_at_exit before cascade",

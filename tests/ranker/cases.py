@@ -9,18 +9,24 @@ from compressor.ranker.spec import (
     ClassifierHead,
     EmbeddingsSpec,
     FeedForwardSpec,
+    KeepShareRule,
     LayerSpec,
     LinearMapSpec,
     LinearSpec,
     LowRankForm,
     NormSpec,
+    PageRankScorer,
+    PoolRule,
     RankerSpec,
     RotarySpec,
     SimilarityHead,
     TableSpec,
+    TokenRule,
     WindowPattern,
 )
-from tests.tiny import FFN_WIDTH, HEADS, WIDTH, tiny_layer, tiny_spec
+from tests.tiny import FFN_WIDTH, HEADS, SPECIALS, WIDTH, tiny_layer, tiny_spec
+
+SEPARATOR = SPECIALS.index("[SEP]")
 
 _BERT = tiny_spec()
 _NORM = NormSpec(epsilon=1e-5)
@@ -98,6 +104,12 @@ def _modernbert() -> RankerSpec:
     )
 
 
+def _with_rules(spec: RankerSpec, *rules: TokenRule) -> RankerSpec:
+    """Return the spec with token rules behind its first layers."""
+    layers = [layer.changed(token_rule=rule) for layer, rule in zip(spec.layers, rules, strict=False)]
+    return spec.changed(layers=(*layers, *spec.layers[len(rules) :]), separator_id=SEPARATOR)
+
+
 def _electra() -> RankerSpec:
     narrow = 8
     embeddings = EmbeddingsSpec(
@@ -125,6 +137,9 @@ def with_exits(spec: RankerSpec, *exits: ClassifierHead | None) -> RankerSpec:
 
 
 _PRE = tiny_layer(norm_placement="pre", attention_norm=_NORM, ffn_norm=_NORM)
+
+_HALF = KeepShareRule(share=0.5)
+_HALF_BY_RANK = KeepShareRule(share=0.5, scorer=PageRankScorer())
 
 _FIRST_EXIT = ClassifierHead(pool="first", output=linear(WIDTH, 1))
 _MEAN_EXIT = ClassifierHead(
@@ -180,6 +195,13 @@ SPECS: dict[str, RankerSpec] = {
     "exits": with_exits(of_layers(*[tiny_layer()] * 3), _FIRST_EXIT, _MEAN_EXIT),
     "exits_pre_norm": with_exits(of_layers(_PRE, _PRE, _PRE, final_norm=_RMS), None, _MEAN_EXIT),
     "exits_modernbert": with_exits(_modernbert(), _FIRST_EXIT, _MEAN_EXIT),
+    "pooled": of_layers(tiny_layer(token_rule=PoolRule(stride=3)), tiny_layer(), separator_id=SEPARATOR),
+    "kept_by_attention": of_layers(tiny_layer(token_rule=_HALF), tiny_layer(), separator_id=SEPARATOR),
+    "kept_by_pagerank": of_layers(tiny_layer(token_rule=_HALF_BY_RANK), tiny_layer(), separator_id=SEPARATOR),
+    "token_rules_modernbert": _with_rules(_modernbert(), _HALF_BY_RANK, _HALF),
+    "token_rules_and_exits": _with_rules(
+        with_exits(of_layers(*[tiny_layer()] * 3), _FIRST_EXIT, _MEAN_EXIT), PoolRule(stride=2), _HALF
+    ),
     "similarity_first": _BERT.changed(head=SimilarityHead(pool="first")),
     "similarity_mean": _BERT.changed(head=SimilarityHead(pool="mean")),
 }

@@ -14,10 +14,14 @@ from compressor.ranker.spec import (
     ClassifierHead,
     DenseSparseForm,
     FeedForwardSpec,
+    KeepShareRule,
+    LayerSpec,
     LinearMapSpec,
     LinearSpec,
     LowRankForm,
     NormSpec,
+    PageRankScorer,
+    PoolRule,
     RankerSpec,
     WindowPattern,
 )
@@ -31,9 +35,10 @@ def oracle(
     """Return logits ``[B, 1]`` or unit vectors ``[B, D]`` in float64, padding computed like everything else."""
     w = {name: tensor.double() for name, tensor in weights.items()}
     mask = attention_mask.bool()
+    parts = [_parts(ids[real].tolist(), spec.separator_id) for ids, real in zip(input_ids, mask, strict=True)]
     x = _embed(spec, w, input_ids, token_type_ids)  # [B, S, D]
     for i, layer in enumerate(spec.layers):
-        name = f"layers.{i}"
+        name, before = f"layers.{i}", x
         if layer.norm_placement == "post":
             mixed = _attend(layer.attention, w, name, x, mask) if layer.attention else 0.0
             x = _norm(layer.attention_norm, w, f"{name}.attention_norm", x + mixed)
@@ -45,7 +50,64 @@ def oracle(
                 x = x + _attend(layer.attention, w, name, read, mask)
             if layer.ffn:
                 x = x + _feed(layer.ffn, w, name, _norm(layer.ffn_norm, w, f"{name}.ffn_norm", x))
+        if layer.token_rule:
+            x, mask = _reduce(layer, w, name, before, x, mask, parts)
     return _head(spec, w, _norm(spec.final_norm, w, "final_norm", x), mask)
+
+
+def _parts(ids: list[int], separator: int | None) -> tuple[int, list[int]]:
+    """Return how many tokens stand before the first separator, at least one, and the columns of the document."""
+    start = ids.index(separator) if separator in ids else len(ids)
+    return max(start, 1), [column for column in range(start, len(ids)) if ids[column] != separator]
+
+
+def _reduce(
+    layer: LayerSpec, w: Weights, name: str, read: Tensor, x: Tensor, mask: Tensor, parts: list[tuple[int, list[int]]]
+) -> tuple[Tensor, Tensor]:
+    """Return new states and a smaller mask: tokens that go stay where they are, but neither ask nor are seen."""
+    x, after, rule = x.clone(), mask.clone(), layer.token_rule
+    for b, (n_asking, document) in enumerate(parts):
+        columns = mask[b].nonzero()[:, 0].tolist()
+        left = [column for column in columns if column in document]
+        if isinstance(rule, PoolRule):
+            n_before = sum(column < document[0] for column in columns) if document else 0
+            windows: dict[tuple[int, int], list[int]] = {}
+            for column in left:
+                place = columns.index(column) - n_before
+                n_separators = place - left.index(column)
+                windows.setdefault((place // rule.stride, n_separators), []).append(column)
+            for window in windows.values():
+                x[b, window[0]] = x[b, window].mean(0)
+                after[b, window[1:]] = False
+        elif isinstance(rule, KeepShareRule):
+            scores = _scores(layer, rule, w, name, read[b, columns], torch.tensor(columns), n_asking).tolist()
+            ranked = sorted(left, key=lambda column: (-scores[columns.index(column)], column))
+            after[b, ranked[math.ceil(round(rule.share * len(left), 9)) :]] = False
+    return x, after
+
+
+def _scores(
+    layer: LayerSpec, rule: KeepShareRule, w: Weights, name: str, read: Tensor, positions: Tensor, n_asking: int
+) -> Tensor:
+    """Return a score of each of a row's tokens ``[n]``, whose states ``[n, D]`` the layer read."""
+    spec, n = layer.attention, len(read)
+    assert spec is not None
+    if layer.norm_placement == "pre":
+        read = _norm(layer.attention_norm, w, f"{name}.attention_norm", read)
+    q, k = (
+        _linear(getattr(spec, part), w, f"{name}.attention.{part}", read).reshape(1, n, spec.heads, spec.head_width)
+        for part in ("query", "key")
+    )
+    if spec.positions:
+        q, k = (_rotate(each, spec.positions.base, positions) for each in (q, k))
+    paid = (torch.einsum("bqhd,bkhd->hqk", q, k) / math.sqrt(spec.head_width)).softmax(-1).mean(0)
+    start = (torch.arange(n) < n_asking) / n_asking
+    if not isinstance(rule.scorer, PageRankScorer):
+        return start.double() @ paid
+    scores = start = start.double()
+    for _ in range(rule.scorer.steps):
+        scores = (1 - rule.scorer.restart) * (paid.T @ scores) + rule.scorer.restart * start
+    return scores
 
 
 def _embed(spec: RankerSpec, w: Weights, input_ids: Tensor, token_type_ids: Tensor) -> Tensor:
@@ -68,7 +130,7 @@ def _attend(spec: AttentionSpec, w: Weights, layer: str, x: Tensor, mask: Tensor
 
     q, k, v = heads("query"), heads("key"), heads("value")
     if spec.positions:
-        q, k = _rotate(q, spec.positions.base), _rotate(k, spec.positions.base)
+        q, k = (_rotate(each, spec.positions.base, torch.arange(S)) for each in (q, k))
     logits = torch.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(spec.head_width)
     distance = torch.arange(S)[:, None] - torch.arange(S)[None, :]
     hidden = ~mask[:, None, None, :].expand(B, 1, S, S)
@@ -81,9 +143,9 @@ def _attend(spec: AttentionSpec, w: Weights, layer: str, x: Tensor, mask: Tensor
     return _linear(spec.output, w, f"{layer}.attention.output", mixed)
 
 
-def _rotate(x: Tensor, base: float) -> Tensor:
+def _rotate(x: Tensor, base: float, positions: Tensor) -> Tensor:
     d = x.shape[-1]
-    angles = torch.arange(x.shape[1], dtype=torch.float64)[:, None] / base ** (torch.arange(0, d, 2) / d)
+    angles = positions.double()[:, None] / base ** (torch.arange(0, d, 2) / d)
     angles = torch.cat([angles, angles], dim=-1)[None, :, None, :]
     turned = torch.cat([-x[..., d // 2 :], x[..., : d // 2]], dim=-1)
     return x * angles.cos() + turned * angles.sin()

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from compressor.ranker.cost import linears_of, macs, parameters, tables_of
+from compressor.ranker.cost import linear_macs, linears_of, macs, parameters, tables_of
 from compressor.ranker.encoder import expected_shapes
+from compressor.ranker.spec import KeepShareRule, PageRankScorer
 from tests.ranker.cases import SPECS
-from tests.tiny import batch_of, module_of
+from tests.tiny import batch_of, module_of, tiny_spec
 
 
 @pytest.mark.parametrize("name", SPECS)
@@ -31,7 +32,25 @@ def test_macs_are_what_torch_counts(name, n_tokens):
     # The math kernel shows its two matrix products to the counter; the fused CPU kernel counts as nothing.
     with torch.no_grad(), torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), counter:
         module(**batch)
-    assert macs(spec, n_tokens) == counter.get_total_flops() // 2
+    # The torch module takes a scorer's queries, keys and products anew, where a graph has them at hand.
+    looked_at = 0
+    for index, reduction in module.trace(**batch).reductions.items():
+        rule, a = spec.layers[index].token_rule, spec.layers[index].attention
+        if isinstance(rule, KeepShareRule) and a:
+            n_reached = len(module.trace(**batch).layouts[index + 1].to_packed)
+            assert len(reduction.kept) == min(n_reached, 5) + rule.n_left(max(0, n_reached - 5))
+            rows = n_reached if isinstance(rule.scorer, PageRankScorer) else min(n_tokens, 3)
+            products = rows * n_reached * a.heads * a.head_width if a.pattern.kind == "full" else 0
+            looked_at += (linear_macs(a.query) + linear_macs(a.key)) * n_reached + products
+    assert macs(spec, n_tokens, query_tokens=2) + looked_at == counter.get_total_flops() // 2
+
+
+def test_token_rules_cost_less_the_longer_the_document_is():
+    whole, pooled = tiny_spec(), SPECS["pooled"]
+    assert macs(pooled, 11) == macs(whole, 11)  # the query, the first token and two separators stay
+    saved = [macs(whole, n) - macs(pooled, n) for n in (12, 20, 30)]
+    assert 0 == saved[0] < saved[1] < saved[2]  # a window of one token saves nothing
+    assert macs(pooled, 20, query_tokens=0) < macs(pooled, 20)
 
 
 @pytest.mark.parametrize("name", SPECS)

@@ -48,7 +48,8 @@ def test_a_trace_ends_where_forward_ends(spec):
     module = module_of(spec)
     attends = next(index for index, layer in enumerate(spec.layers) if layer.attention)
     trace = module.trace(**batch, relations=[attends])
-    rows = [sum(LENGTHS)] * (len(spec.layers) + 1)
+    rows = [int(layout.mask.sum()) for layout in trace.layouts]
+    assert rows[0] == sum(LENGTHS)
     if spec.reads_first_token_only and len(spec.layers) > 1:
         rows[-1] = len(LENGTHS)
     assert [tuple(state.shape) for state in trace.states] == [(n_rows, spec.width) for n_rows in rows]
@@ -92,7 +93,9 @@ def test_last_layer_is_computed_for_first_tokens_only_where_nothing_else_is_read
     rows = []
     module.layers[-1].register_forward_hook(lambda _module, _inputs, output: rows.append(output.shape[0]))
     module(**batch_of(spec, LENGTHS))
-    assert rows == [len(LENGTHS) if spec.head.pool == "first" else sum(LENGTHS)]
+    n_reached = len(module.trace(**batch_of(spec, LENGTHS)).layouts[-1].to_packed)
+    assert rows[0] == (len(LENGTHS) if spec.head.pool == "first" else n_reached)
+    assert (n_reached < sum(LENGTHS)) == bool(spec.rule_layers)
 
 
 @torch.inference_mode()

@@ -41,9 +41,8 @@ def test_an_exit_scores_as_a_padded_ranker_that_ends_there(spec):
     assert tuple(found) == spec.exit_layers
     for layer, logits in found.items():
         # The oracle knows nothing of exits: it is given a ranker whose head is this exit.
-        ends = spec.without_exits().changed(
-            layers=spec.without_exits().layers[: layer + 1], head=spec.layers[layer].exit
-        )
+        *layers, last = spec.without_exits().layers[: layer + 1]
+        ends = spec.changed(layers=(*layers, last.changed(token_rule=None)), head=spec.layers[layer].exit)
         place = f"layers.{layer}.exit."
         head = {n.replace(place, "head."): t for n, t in weights.items() if n.startswith(place)}
         expected = oracle(ends, {**{n: t for n, t in weights.items() if not n.startswith("head.")}, **head}, **batch)

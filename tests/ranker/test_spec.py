@@ -20,7 +20,7 @@ from compressor.ranker.spec import (
     RotarySpec,
 )
 from tests.ranker.cases import SPECS
-from tests.tiny import tiny_spec
+from tests.tiny import tiny_layer, tiny_spec
 
 
 @pytest.mark.parametrize("name", SPECS)
@@ -111,7 +111,22 @@ REFUSALS: dict[str, tuple[tuple[str | int, ...], Any, str]] = {
     "norm left out": (_LAYER, {"norm_placement": "pre"}, "Field required"),
     "RMS norm with a bias": ((*_LAYER, "ffn_norm", "kind"), "rms", "an RMS norm has no bias"),
     "epsilon of zero": (("embeddings", "norm", "epsilon"), 0, "greater than 0"),
-    "token rule, not yet": ((*_LAYER, "token_rule"), {"kind": "keep"}, "Input should be None"),
+    "unknown token rule": ((*_LAYER, "token_rule"), {"kind": "keep"}, "'pool', 'keep_share'"),
+    "token rule of the last layer": (
+        (*_LAYER, "token_rule"), {"kind": "pool", "stride": 2}, "layers.1 is the last: no layer reads",
+    ),
+    "window of one token": (("layers", 0, "token_rule"), {"kind": "pool", "stride": 1}, "greater than or equal to 2"),
+    "share of all tokens": (("layers", 0, "token_rule"), {"kind": "keep_share", "share": 1}, "less than 1"),
+    "unknown scorer": (
+        ("layers", 0, "token_rule"), {"kind": "keep_share", "share": 0.5, "scorer": {"kind": "length"}},
+        "'attention', 'pagerank'",
+    ),
+    "token rule without attention": (
+        ("layers", 0), tiny_layer(attention=None, token_rule=None).model_dump() | {
+            "token_rule": {"kind": "keep_share", "share": 0.5}
+        },
+        "layers.0 has no attention, by which its token rule judges tokens",
+    ),
     "exit of the last layer": ((*_LAYER, "exit"), _HEAD, "layers.1 is the last and ends in the head: it has no exit"),
     "exit inputs": (
         _EXIT, _HEAD | {"dense": {"inputs": 8, "outputs": 16}},

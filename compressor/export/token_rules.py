@@ -1,0 +1,151 @@
+"""Token rules as graph: which packed tokens go on behind a layer; mirrors `ranker/token_rules.py`.
+
+No control flow and no shape that a row's neighbors decide: how many tokens stay is counted row by row, the padded view
+is as wide as the longest row, and one gather packs what is left.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from onnx import TensorProto
+
+from compressor.export.graph import Graph
+from compressor.export.layout import Layout, keep_tokens, pad
+from compressor.export.token_scores import RowParts, token_scores
+from compressor.ranker.spec import AttentionSpec, KeepShareRule, LayerSpec, PoolRule
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reduced:
+    """What is left behind a rule: packed states ``[T', width]``, where they stand, and what they are."""
+
+    values: str
+    layout: Layout
+    parts: RowParts
+
+
+def row_parts(graph: Graph, layout: Layout, separator_id: int) -> RowParts:
+    """Tell query and document apart by the first separator of each row."""
+    name = "parts"
+    is_separator = graph.node("Equal", ["input_ids", graph.int_scalar(separator_id)], f"{name}.is_separator")
+    separates = graph.node("And", [is_separator, layout.real], f"{name}.separates")
+    counted = graph.node("Cast", [separates], f"{name}.counted", to=TensorProto.INT64)
+    seen = graph.node("CumSum", [counted, graph.int_scalar(1)], f"{name}.seen")
+    behind = graph.node("Greater", [seen, graph.int_scalar(0)], f"{name}.behind")
+    inside = graph.node("And", [behind, graph.node("Not", [separates], f"{name}.inside")], f"{name}.text_behind")
+    document = graph.node("And", [inside, layout.real], f"{name}.padded_document")
+    before = graph.node("And", [graph.node("Not", [behind], f"{name}.not_behind"), layout.real], f"{name}.before")
+    n_before = graph.node(
+        "ReduceSum",
+        [graph.node("Cast", [before], f"{name}.marks_before", to=TensorProto.INT64), graph.ints(1)],
+        f"{name}.n_before",
+        keepdims=1,
+    )
+    columns = graph.node("Range", [graph.int_scalar(0), _scalar(graph, layout), graph.int_scalar(1)], f"{name}.columns")
+    starts = graph.node("Where", [document, columns, layout.columns], f"{name}.starts")
+    return RowParts(
+        document=graph.node(
+            "Gather", [graph.reshape(document, f"{name}.flat_document", -1), layout.to_packed], f"{name}.document"
+        ),
+        n_asking=graph.node("Max", [n_before, graph.int_scalar(1)], f"{name}.n_asking"),
+        start=graph.node("ReduceMin", [starts], f"{name}.start", axes=[1], keepdims=0),
+    )
+
+
+def reduce_tokens(graph: Graph, index: int, spec: LayerSpec, values: str, layout: Layout, parts: RowParts) -> Reduced:
+    """Write what the token rule of a layer leaves of the packed states that the layer gave, ``[T, width]``."""
+    name, rule = f"layer.{index}.token_rule", spec.token_rule
+    if isinstance(rule, PoolRule):
+        kept = _opens_window(graph, name, rule, layout, parts)
+    elif isinstance(rule, KeepShareRule) and spec.attention:
+        kept = _is_among_best(graph, name, index, spec.attention, rule, layout, parts)
+    else:
+        raise TypeError(f"no way to write the token rule {rule!r}")
+    left, chosen = keep_tokens(graph, layout, kept, f"{name}.layout")
+    if isinstance(rule, PoolRule):
+        values = _means(graph, name, rule.stride, values, chosen)
+    else:
+        values = graph.node("Gather", [values, chosen], f"{name}.values", axis=0)
+    document = graph.node("Gather", [parts.document, chosen], f"{name}.document")
+    return Reduced(values=values, layout=left, parts=replace(parts, document=document))
+
+
+def _opens_window(graph: Graph, name: str, rule: PoolRule, layout: Layout, parts: RowParts) -> str:
+    """Return which tokens begin a window, bool ``[T]``; each token that stays by itself does."""
+    row = graph.node("Div", [layout.to_packed, layout.columns], f"{name}.row")
+    starts = graph.node("Gather", [parts.start, row], f"{name}.starts")
+    place = graph.node("Sub", [layout.column, starts], f"{name}.place")
+    phase = graph.node("Mod", [place, graph.int_scalar(rule.stride)], f"{name}.phase")
+    at_start = graph.node("Equal", [phase, graph.int_scalar(0)], f"{name}.at_start")
+    # No row begins with a document token, so the token before one is of the same row.
+    n_tokens = graph.node("Squeeze", [graph.node("Shape", [parts.document], f"{name}.shape")], f"{name}.n_tokens")
+    places = graph.node("Range", [graph.int_scalar(0), n_tokens, graph.int_scalar(1)], f"{name}.places")
+    back = graph.node("Sub", [places, graph.int_scalar(1)], f"{name}.back")
+    before = graph.node("Max", [back, graph.int_scalar(0)], f"{name}.before")
+    goes_on = graph.node("Gather", [parts.document, before], f"{name}.goes_on")
+    within = graph.node("And", [parts.document, goes_on], f"{name}.within")
+    return graph.node("Or", [graph.node("Not", [within], f"{name}.apart"), at_start], f"{name}.opens")
+
+
+def _means(graph: Graph, name: str, stride: int, values: str, chosen: str) -> str:
+    """Average windows that begin with the chosen tokens and end before the next one, ``[T, W] -> [T', W]``."""
+    n_tokens = graph.node(
+        "Gather", [graph.node("Shape", [values], f"{name}.values_shape"), graph.ints(0)], f"{name}.end"
+    )
+    after = graph.node("Slice", [chosen, graph.ints(1), graph.ints(2**62), graph.ints(0)], f"{name}.after")
+    ends = graph.node("Concat", [after, n_tokens], f"{name}.ends", axis=0)
+    sizes = graph.node("Sub", [ends, chosen], f"{name}.sizes")
+    furthest = graph.node("Sub", [sizes, graph.int_scalar(1)], f"{name}.furthest")
+    sums = graph.node("Gather", [values, chosen], f"{name}.sums", axis=0)
+    for step in range(1, stride):
+        reach = graph.node("Min", [furthest, graph.int_scalar(step)], f"{name}.reach.{step}")
+        found = graph.node(
+            "Gather", [values, graph.node("Add", [chosen, reach], f"{name}.member.{step}")], f"{name}.found.{step}",
+            axis=0,
+        )  # fmt: skip
+        inside = graph.node("Equal", [reach, graph.int_scalar(step)], f"{name}.inside.{step}")
+        column = graph.node("Unsqueeze", [inside, graph.ints(1)], f"{name}.is_inside.{step}")
+        part = graph.node("Where", [column, found, graph.float_scalar(0.0)], f"{name}.part.{step}")
+        sums = graph.node("Add", [sums, part], f"{name}.sums.{step}")
+    counts = graph.node("Cast", [sizes], f"{name}.counts", to=TensorProto.FLOAT)
+    return graph.node(
+        "Div", [sums, graph.node("Unsqueeze", [counts, graph.ints(1)], f"{name}.divisor")], f"{name}.values"
+    )
+
+
+def _is_among_best(
+    graph: Graph, name: str, index: int, attention: AttentionSpec, rule: KeepShareRule, layout: Layout, parts: RowParts
+) -> str:
+    """Return which tokens stay, bool ``[T]``: all that are no document's, and of each document's the best."""
+    padded = graph.node("And", [pad(graph, layout, parts.document, f"{name}.padded"), layout.real], f"{name}.eligible")
+    marks = graph.node("Cast", [padded], f"{name}.marks", to=TensorProto.INT64)
+    n_document = graph.node("ReduceSum", [marks, graph.ints(1)], f"{name}.n_document", keepdims=1)  # [B, 1]
+    part, whole = rule.fraction
+    parted = graph.node("Mul", [n_document, graph.int_scalar(part)], f"{name}.parted")
+    raised = graph.node("Add", [parted, graph.int_scalar(whole - 1)], f"{name}.raised")
+    n_kept = graph.node("Div", [raised, graph.int_scalar(whole)], f"{name}.n_kept")  # [B, 1]
+    most = graph.node("ReduceMax", [n_kept], f"{name}.most", keepdims=0)
+    n_ranked = graph.node("Max", [most, graph.int_scalar(1)], f"{name}.n_ranked")
+    scores = token_scores(graph, f"{name}.scores", f"layer.{index}.attention", attention, rule.scorer, layout, parts)
+    judged = graph.node("Where", [padded, scores, graph.float_scalar(-math.inf)], f"{name}.judged")
+    _, ranked = graph.nodes(
+        "TopK", [judged, graph.reshape(n_ranked, f"{name}.k", 1)], [f"{name}.best_scores", f"{name}.best"],
+        name=f"{name}.rank", axis=1, largest=1, sorted=1,
+    )  # fmt: skip  # of equal ones it puts the lower index first
+    ranks = graph.node("Range", [graph.int_scalar(0), n_ranked, graph.int_scalar(1)], f"{name}.ranks")
+    stays = graph.node(
+        "Cast", [graph.node("Less", [ranks, n_kept], f"{name}.stays")], f"{name}.stays_marks", to=TensorProto.INT64
+    )
+    none = graph.node("Sub", [marks, marks], f"{name}.none")
+    chosen = graph.node("ScatterElements", [none, ranked, stays], f"{name}.chosen_marks", axis=1)
+    packed = graph.node(
+        "Gather", [graph.reshape(chosen, f"{name}.flat_chosen", -1), layout.to_packed], f"{name}.packed_marks"
+    )
+    is_chosen = graph.node("Cast", [packed], f"{name}.chosen", to=TensorProto.BOOL)
+    return graph.node("Or", [is_chosen, graph.node("Not", [parts.document], f"{name}.protected")], f"{name}.keeps")
+
+
+def _scalar(graph: Graph, layout: Layout) -> str:
+    return graph.once(f"{layout.name}.n_columns", lambda at: graph.node("Squeeze", [layout.columns], at))

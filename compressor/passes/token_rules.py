@@ -1,0 +1,109 @@
+"""Where token rules stand: what `pool_tokens` and `keep_tokens` share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
+
+from compressor.errors import Fault, InputError
+from compressor.passes.contract import PlanError, Promise
+from compressor.ranker.spec import ClassifierHead, RankerSpec, TokenRule
+
+if TYPE_CHECKING:
+    from compressor.ranker.ranker import Ranker
+
+
+def refuse_whole_rows(spec: RankerSpec) -> None:
+    """Refuse a ranker whose rows have no query and document, or none of whose layers has one behind it.
+
+    Raises:
+        PlanError: a bi-encoder, or a single layer.
+    """
+    if not isinstance(spec.head, ClassifierHead):
+        raise PlanError(
+            "a bi-encoder, whose rows hold one text: there is no query to keep and no document to shorten",
+            allowed="a cross-encoder",
+        )
+    if len(spec.layers) == 1:
+        found = "a ranker of one layer, behind which nothing reads the tokens that are left"
+        raise PlanError(found, allowed="two layers or more", fix="have the passes before it leave two layers or more")
+
+
+def place_of(layer: int | Literal["middle"], spec: RankerSpec, setting: str) -> int:
+    """Return the index of the layer behind which a rule shall stand.
+
+    Raises:
+        PlanError: the ranker has no such layer, or no layer behind it; names ``setting``.
+    """
+    last = len(spec.layers) - 1
+    if layer == "middle":
+        return (last - 1) // 2
+    if layer >= last:
+        raise PlanError(
+            f"layer {layer} of a ranker of {last + 1} layers",
+            allowed=f"0 to {last - 1}, or middle: behind layer {last}, the last, no layer would run on fewer tokens",
+            setting=setting,
+        )
+    return layer
+
+
+def with_rules(spec: RankerSpec, rules: Mapping[int, TokenRule], setting: str) -> RankerSpec:
+    """Return the shape with token rules behind some layers.
+
+    Raises:
+        PlanError: a layer has one already; names ``setting``.
+    """
+    taken = [layer for layer in rules if layer in spec.rule_layers]
+    if taken:
+        others = [str(layer) for layer in range(len(spec.layers) - 1) if layer not in spec.rule_layers]
+        raise PlanError(
+            f"layer {taken[0]}, behind which tokens go already",
+            allowed=f"layers without a token rule: {', '.join(others) or 'there is none'}",
+            fix="choose another layer: one rule stands behind each",
+            setting=setting,
+        )
+    if spec.cascade:
+        raise PlanError(
+            "a ranker that has a cascade, whose graphs hand all tokens on",
+            allowed="one without",
+            fix="leave one of the two passes out",
+        )
+    if half := [place for place in rules if spec.layers[place].states != "fp32"]:
+        raise PlanError(
+            f"layer {half[0]}, which computes in {spec.layers[half[0]].states}",
+            allowed="layers in fp32, in which a rule judges tokens",
+            fix="put this pass before quantize and name the layer under keep_fp32 there",
+            setting=setting,
+        )
+    layers = [
+        layer.changed(token_rule=rules[index]) if index in rules else layer for index, layer in enumerate(spec.layers)
+    ]
+    return spec.changed(layers=tuple(layers))
+
+
+def with_separator(ranker: Ranker, spec: RankerSpec, verb: str) -> Ranker:
+    """Return the ranker in a shape with token rules, which go by its tokenizer's separator.
+
+    Raises:
+        InputError: pairs have no separator.
+    """
+    separator = ranker.tokenizer.separator_id
+    if separator is None:
+        found = "a tokenizer that puts no special token of its own between query and document"
+        raise InputError(Fault(source=verb, found=found, allowed="one whose pairs have a separator"))
+    return ranker.changed(spec=spec.changed(separator_id=separator))
+
+
+def rules_stay(result: Ranker, places: Sequence[int]) -> list[Promise]:
+    """Return the promise that the rules behind some layers stay."""
+    made = {place: result.spec.layers[place].token_rule for place in places}
+    n_layers = len(result.spec.layers)
+
+    def check(ranker: Ranker) -> str | None:
+        if len(ranker.spec.layers) != n_layers:  # a pass that takes layers away says what becomes of their rules
+            return None
+        lost = [place for place, rule in made.items() if ranker.spec.layers[place].token_rule != rule]
+        return f"another rule or none behind layer {lost[0]}" if lost else None
+
+    named = ", ".join(map(str, places))
+    return [Promise(text=f"as long as no layer goes, tokens go behind {named} as now", check=check)] if made else []

@@ -1,0 +1,91 @@
+"""Scores by which a token rule chooses: a side look at the layer's queries and keys, beside its fused attention."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from compressor.ranker.spec import PageRankScorer, TokenScorer
+from compressor.ranker.tokens import RowParts, TokenLayout
+
+if TYPE_CHECKING:
+    from compressor.ranker.layers import Layer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reached:
+    """What has reached a token rule.
+
+    Attributes:
+        layer: the layer that it stands behind.
+        read: packed states that the layer read, ``[T, width]``.
+        given: packed states that the layer gave, ``[T, width]``.
+        layout: where the T tokens stand.
+        parts: what they are in their rows.
+    """
+
+    layer: Layer
+    read: Tensor
+    given: Tensor
+    layout: TokenLayout
+    parts: RowParts
+
+
+class AttentionScores(nn.Module):
+    """Scores ``[B, S]``: the attention that each token gets from the row's asking tokens, in the mean over heads.
+
+    It is the attention that the layer has just paid, from the states that it read: these queries and keys were trained
+    on such states and not on those that the layer gives, and a graph has them at hand without another projection. What
+    it says is one layer old. After ToP (arXiv 2306.14393) and LTP (arXiv 2107.00910), with the query's rows alone.
+    """
+
+    def forward(self, reached: Reached) -> Tensor:
+        asking = reached.parts.asking_shares(reached.layout)  # [B, S]
+        n_asking = int(reached.parts.n_asking.max())
+        paid = attention_paid(reached, n_asking)  # [B, asking, S]
+        return torch.matmul(asking[:, None, :n_asking].to(paid.dtype), paid)[:, 0]
+
+
+class PageRankScores(nn.Module):
+    """Scores ``[B, S]``: weighted PageRank over the layer's attention, personalized to the query.
+
+    Zero-TPrune's ranking (arXiv 2305.17328) in text form: heads averaged, steps fixed, restarted at what asks.
+    """
+
+    def __init__(self, spec: PageRankScorer) -> None:
+        super().__init__()
+        self.spec = spec
+
+    def forward(self, reached: Reached) -> Tensor:
+        paid = attention_paid(reached, reached.layout.mask.shape[1])  # [B, S, S]
+        restart = reached.parts.asking_shares(reached.layout)[:, None].to(paid.dtype)  # [B, 1, S]
+        scores = restart
+        for _ in range(self.spec.steps):
+            scores = (1 - self.spec.restart) * torch.matmul(scores, paid) + self.spec.restart * restart
+        return scores[:, 0]
+
+
+def attention_paid(reached: Reached, n_asking: int) -> Tensor:
+    """Return what the first ``n_asking`` tokens of each row pay to its real tokens, ``[B, asking, S]``, heads averaged.
+
+    fp32 or finer. Windows are not heeded: the first token's would hide most of a long document.
+    """
+    layer: Any = reached.layer
+    values = reached.read
+    if layer.spec.norm_placement == "pre":
+        values = layer.attention_norm.forward(values)
+    query, key = layer.attention.queries_and_keys(values, reached.layout)  # [B, S, H, d]
+    exact = torch.promote_types(query.dtype, torch.float32)
+    with torch.autocast(query.device.type, enabled=False):
+        query, key = query[:, :n_asking].to(exact).transpose(1, 2), key.to(exact).permute(0, 2, 3, 1)
+        products = torch.matmul(query * query.shape[-1] ** -0.5, key)  # [B, H, asking, S]
+        products = products.masked_fill(~reached.layout.mask[:, None, None, :], torch.finfo(exact).min)
+        return products.softmax(dim=-1).mean(dim=1)
+
+
+def build_scorer(spec: TokenScorer) -> nn.Module:
+    """Build what gives each token of the padded view a score, ``[B, S]``, high for those that should stay."""
+    return PageRankScores(spec) if isinstance(spec, PageRankScorer) else AttentionScores()
