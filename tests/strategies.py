@@ -12,6 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from compressor.ranker.encoder import random_weights
+from compressor.ranker.parts_spec import Precision
 from compressor.ranker.spec import (
     Activation,
     AttentionPattern,
@@ -50,12 +51,11 @@ from compressor.ranker.spec import (
     WindowPattern,
     float_kind,
 )
-from compressor.records import Record
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Precisions = Sequence[Record]
+Precisions = Sequence[Precision]
 INT8: Precisions = [
     Int8Dynamic(), Int8Dynamic(reduce_range=True), Int8Static(), Int8Static(reduce_range=True), Int8Blocks(),
     Int8Blocks(block_size=128), Int4Blocks(), Int4Blocks(block_size=64),

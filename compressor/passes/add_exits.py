@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, NonNegativeInt
 
-from compressor.passes.contract import Pass, PlanError, Promise, Supply, refuse_quantized
+from compressor.passes.contract import Pass, PlanError, Promise, Supply
+from compressor.passes.refusals import refuse_quantized
 from compressor.ranker.spec import ClassifierHead, RankerSpec
 from compressor.registry import register
 

@@ -8,7 +8,8 @@ import numpy as np
 from pydantic import FiniteFloat, PositiveFloat, PositiveInt, model_validator
 
 from compressor.errors import RunError
-from compressor.passes.contract import Need, Pass, Supply, refuse_bi_encoder
+from compressor.passes.contract import Need, Pass, Supply
+from compressor.passes.refusals import refuse_bi_encoder
 from compressor.ranker.spec import ClassifierHead, RankerSpec
 from compressor.records import Record
 from compressor.registry import register

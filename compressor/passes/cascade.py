@@ -12,7 +12,8 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from compressor.cascade_stages import Cascade as Stages
 from compressor.cascade_stages import CascadeStage, Place
 from compressor.errors import Fault, InputError
-from compressor.passes.contract import Need, Pass, PlanError, Promise, Supply, refuse_bi_encoder
+from compressor.passes.contract import Need, Pass, PlanError, Promise, Supply
+from compressor.passes.refusals import refuse_bi_encoder
 from compressor.ranker.spec import RankerSpec
 from compressor.records import Record
 from compressor.registry import register

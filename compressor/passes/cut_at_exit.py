@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import NonNegativeInt
 
-from compressor.passes.contract import Pass, PlanError, Promise, Supply, refuse_cascade
+from compressor.passes.contract import Pass, PlanError, Promise, Supply
+from compressor.passes.refusals import refuse_cascade
 from compressor.ranker.spec import RankerSpec
 from compressor.registry import register
 

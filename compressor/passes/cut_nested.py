@@ -8,15 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Self
 from pydantic import Field, PositiveInt, model_validator
 
 from compressor.errors import Fault, InputError
-from compressor.passes.contract import (
-    Pass,
-    PlanError,
-    Promise,
-    Supply,
-    at_most_its_parameters,
-    refuse_quantized,
-    refuse_sparse,
-)
+from compressor.passes.contract import Pass, PlanError, Promise, Supply, at_most_its_parameters
 from compressor.passes.nested_widths import (
     DEFAULT_SHARES,
     Shares,
@@ -26,6 +18,7 @@ from compressor.passes.nested_widths import (
     mixes,
     share_of,
 )
+from compressor.passes.refusals import refuse_quantized, refuse_sparse
 from compressor.passes.width_budget import Budget, Share, Widths
 from compressor.ranker.spec import RankerSpec
 from compressor.registry import register

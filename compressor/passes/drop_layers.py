@@ -7,16 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import PositiveInt
 
-from compressor.passes.contract import (
-    Need,
-    Pass,
-    Promise,
-    Supply,
-    refuse_factorized_outputs,
-    refuse_quantized,
-    refuse_sparse,
-    refuse_token_rules,
-)
+from compressor.passes.contract import Need, Pass, Promise, Supply
 from compressor.passes.kept_layers import (
     LayerChoice,
     chosen,
@@ -26,6 +17,7 @@ from compressor.passes.kept_layers import (
     refuse_exits,
     refuse_more,
 )
+from compressor.passes.refusals import refuse_factorized_outputs, refuse_quantized, refuse_sparse, refuse_token_rules
 from compressor.ranker.spec import RankerSpec
 from compressor.records import Record
 from compressor.registry import register

@@ -8,18 +8,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import PositiveInt
 
 from compressor.errors import Fault, InputError
-from compressor.passes.contract import (
-    Need,
-    Pass,
-    PlanError,
-    Promise,
-    Supply,
-    at_most_its_parameters,
-    refuse_bi_encoder,
-    refuse_quantized,
-)
+from compressor.passes.contract import Need, Pass, PlanError, Promise, Supply, at_most_its_parameters
 from compressor.passes.kept_layers import CANDIDATES_OF_A_LIST
 from compressor.passes.rank_budget import RankSettings, low_rank_spec
+from compressor.passes.refusals import refuse_bi_encoder, refuse_quantized
 from compressor.ranker.spec import RankerSpec
 from compressor.registry import register
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from compressor.errors import Fault, InputError
-from compressor.passes.contract import Pass, PlanError, Promise, Supply, refuse_quantized, refuse_sparse
+from compressor.passes.contract import Pass, PlanError, Promise, Supply
+from compressor.passes.refusals import refuse_quantized, refuse_sparse
 from compressor.ranker.norm_folding import norms_a_table, stream_norms, with_folded_norms
 from compressor.ranker.spec import RankerSpec
 from compressor.registry import register

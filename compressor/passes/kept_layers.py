@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, NonNegativeInt
 
-from compressor.passes.contract import PlanError, Supply, refuse_cascade
+from compressor.passes.contract import PlanError, Supply
+from compressor.passes.refusals import refuse_cascade
 from compressor.ranker.names import renumbered
 from compressor.ranker.spec import RankerSpec
 

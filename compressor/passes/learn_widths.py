@@ -8,17 +8,9 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import PositiveInt
 
-from compressor.passes.contract import (
-    Need,
-    PlanError,
-    Promise,
-    Supply,
-    at_most_its_parameters,
-    refuse_factorized_outputs,
-    refuse_sparse,
-    refuse_token_rules,
-)
+from compressor.passes.contract import Need, PlanError, Promise, Supply, at_most_its_parameters
 from compressor.passes.distill import Distill
+from compressor.passes.refusals import refuse_factorized_outputs, refuse_sparse, refuse_token_rules
 from compressor.passes.width_budget import (
     PLANNED_TOKENS,
     Budget,

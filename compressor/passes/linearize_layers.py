@@ -7,19 +7,9 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import NonNegativeInt, PositiveInt
 
-from compressor.passes.contract import (
-    Need,
-    Pass,
-    PlanError,
-    Promise,
-    Supply,
-    at_most_its_parameters,
-    refuse_factorized_outputs,
-    refuse_quantized,
-    refuse_sparse,
-    refuse_token_rules,
-)
+from compressor.passes.contract import Need, Pass, PlanError, Promise, Supply, at_most_its_parameters
 from compressor.passes.kept_layers import CANDIDATES_OF_A_LIST
+from compressor.passes.refusals import refuse_factorized_outputs, refuse_quantized, refuse_sparse, refuse_token_rules
 from compressor.ranker.spec import RankerSpec
 from compressor.records import Record
 from compressor.registry import register

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Self
 from pydantic import Field
 
 from compressor.errors import Fault, InputError
-from compressor.passes.contract import Pass, PlanError, Supply, refuse_factorized, refuse_quantized, refuse_sparse
+from compressor.passes.contract import Pass, PlanError, Supply
+from compressor.passes.refusals import refuse_factorized, refuse_quantized, refuse_sparse
 from compressor.ranker.spec import RankerSpec
 from compressor.registry import register
 

@@ -8,17 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator, Field, PositiveInt
 
-from compressor.passes.contract import (
-    Need,
-    PlanError,
-    Supply,
-    refuse_factorized_outputs,
-    refuse_sparse,
-    refuse_token_rules,
-)
+from compressor.passes.contract import Need, PlanError, Supply
 from compressor.passes.distill import Distill
 from compressor.passes.kept_layers import CANDIDATES_OF_A_LIST
 from compressor.passes.nested_widths import DEFAULT_SHARES, TRAINED, Shares, full_widths, share_of
+from compressor.passes.refusals import refuse_factorized_outputs, refuse_sparse, refuse_token_rules
 from compressor.ranker.spec import RankerSpec
 from compressor.registry import register
 from compressor.training.drawn_parts import DrawnParts, EachStep

@@ -9,19 +9,15 @@ import numpy as np
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
 from compressor.errors import Fault, InputError
-from compressor.passes.contract import (
-    Need,
-    Pass,
-    Promise,
-    Supply,
-    at_most_its_parameters,
+from compressor.passes.contract import Need, Pass, Promise, Supply, at_most_its_parameters
+from compressor.passes.kept_layers import CANDIDATES_OF_A_LIST
+from compressor.passes.refusals import (
     refuse_bi_encoder,
     refuse_factorized_outputs,
     refuse_quantized,
     refuse_sparse,
     refuse_token_rules,
 )
-from compressor.passes.kept_layers import CANDIDATES_OF_A_LIST
 from compressor.ranker.spec import RankerSpec
 from compressor.registry import register
 

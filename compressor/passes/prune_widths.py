@@ -10,20 +10,15 @@ from pydantic import PositiveFloat, PositiveInt
 
 from compressor.algorithms.budgets import BudgetError
 from compressor.errors import Fault, InputError
-from compressor.passes.contract import (
-    Need,
-    Pass,
-    PlanError,
-    Promise,
-    Supply,
-    at_most_its_parameters,
+from compressor.passes.contract import Need, Pass, PlanError, Promise, Supply, at_most_its_parameters
+from compressor.passes.kept_layers import CANDIDATES_OF_A_LIST
+from compressor.passes.refusals import (
     refuse_bi_encoder,
     refuse_factorized_outputs,
     refuse_quantized,
     refuse_sparse,
     refuse_token_rules,
 )
-from compressor.passes.kept_layers import CANDIDATES_OF_A_LIST
 from compressor.passes.width_budget import Budget, Cost, Widths, planned_widths, shared_widths, too_small
 from compressor.ranker.spec import RankerSpec
 from compressor.registry import register

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import Field, PositiveInt, model_validator
 
 from compressor.errors import suggest
-from compressor.passes.contract import Need, Pass, PlanError, Promise, Supply, refuse_quantized
+from compressor.passes.contract import Need, Pass, PlanError, Promise, Supply
+from compressor.passes.refusals import refuse_quantized
 from compressor.ranker.cost import linears_of, tables_of
 from compressor.ranker.rounding import roundable_linears, with_precisions
 from compressor.ranker.spec import (

@@ -10,9 +10,10 @@ from pydantic import AfterValidator, Field, PositiveInt
 
 from compressor.algorithms.sparsity_patterns import SparsityPattern
 from compressor.algorithms.sparsity_settings import FisherSettings, Gradual, MovementSettings
-from compressor.passes.contract import Need, PlanError, Promise, Supply, refuse_bi_encoder, refuse_quantized
+from compressor.passes.contract import Need, PlanError, Promise, Supply
 from compressor.passes.distill import Distill
 from compressor.passes.kept_layers import CANDIDATES_OF_A_LIST
+from compressor.passes.refusals import refuse_bi_encoder, refuse_quantized
 from compressor.ranker.sparsity import prunable_linears, sparse_linears, sparsified
 from compressor.ranker.spec import RankerSpec
 from compressor.registry import register

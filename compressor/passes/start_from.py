@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Literal, Self
 from pydantic import Field, PositiveInt
 
 from compressor.errors import InputError
-from compressor.passes.contract import Pass, PlanError, Supply, refuse_quantized
+from compressor.passes.contract import Pass, PlanError, Supply
+from compressor.passes.refusals import refuse_quantized
 from compressor.ranker.spec import ClassifierHead, RankerSpec
 from compressor.registry import register
 

@@ -7,17 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from compressor.passes.contract import (
-    Need,
-    Pass,
-    PlanError,
-    Promise,
-    Supply,
-    at_most_its_parameters,
-    refuse_quantized,
-    refuse_sparse,
-    refuse_token_rules,
-)
+from compressor.passes.contract import Need, Pass, PlanError, Promise, Supply, at_most_its_parameters
 from compressor.passes.kept_layers import (
     LayerChoice,
     chosen,
@@ -27,6 +17,7 @@ from compressor.passes.kept_layers import (
     refuse_exits,
     refuse_more,
 )
+from compressor.passes.refusals import refuse_quantized, refuse_sparse, refuse_token_rules
 from compressor.ranker.narrowing import narrowed
 from compressor.ranker.spec import RankerSpec
 from compressor.registry import register

@@ -9,7 +9,8 @@ from pydantic import NonNegativeFloat
 
 from compressor.algorithms.loss_options import LossOptions
 from compressor.errors import Fault, InputError
-from compressor.passes.contract import Need, Pass, PlanError, Supply, refuse_bi_encoder, refuse_quantized
+from compressor.passes.contract import Need, Pass, PlanError, Supply
+from compressor.passes.refusals import refuse_bi_encoder, refuse_quantized
 from compressor.ranker.spec import RankerSpec
 from compressor.storage import sha256_json
 from compressor.training.drawn_parts import DrawnParts

@@ -22,7 +22,7 @@ from compressor.training.checkpoint import (
     named_moments,
     restore_moments,
     save_checkpoint,
-)
+)  # fmt: skip
 from compressor.training.curves import BestOnDev, CurveBook
 from compressor.training.kept_zeros import KeptZeros
 from compressor.training.lists import TrainingList

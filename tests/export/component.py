@@ -10,7 +10,9 @@ import torch
 from onnx import helper
 
 from compressor.export.graph import Dialect, Graph
+from compressor.export.linears import Product
 from compressor.runtime.session import session_options
+from tests.tiny import WIDTH
 
 DIALECTS: tuple[Dialect, ...] = ("ort", "portable")
 TOLERANCE = 2e-6  # fp32 sums in another order, over values near 1
@@ -55,3 +57,14 @@ def values(*shape: int, seed: int = 0) -> np.ndarray:
 def ragged_mask() -> np.ndarray:
     """Return an attention mask of four rows of 5, 9, 1 and 7 tokens, int64 ``[4, 9]``."""
     return (np.arange(9) < np.array([5, 9, 1, 7])[:, None]).astype(np.int64)
+
+
+def close(found: np.ndarray, expected: torch.Tensor, tolerance: float = TOLERANCE) -> None:
+    """Compare within rounding of the largest value."""
+    assert found.shape == tuple(expected.shape)
+    np.testing.assert_allclose(found, expected.numpy(), atol=tolerance * max(1.0, float(expected.abs().max())), rtol=0)
+
+
+def whole(value: str, width: int = WIDTH, bias: torch.Tensor | None = None) -> Product:
+    """Return a value as the product of one linear."""
+    return Product(value=value, columns=width, width=width, bias=bias)

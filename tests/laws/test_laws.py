@@ -19,7 +19,8 @@ from compressor.ranker.history import StageRecord
 from compressor.ranker.store import load_ranker, save_ranker
 from compressor.recipe import parse_recipe
 from compressor.registry import registered
-from tests.laws.cases import CASES, FORBIDDEN, FORBIDDEN_BY_HISTORY, MORE_CASES
+from tests.laws.cases import CASES, MORE_CASES
+from tests.laws.forbidden import FORBIDDEN, FORBIDDEN_BY_HISTORY
 
 VERBS = sorted(CASES)
 ROWS = {**CASES, **MORE_CASES}
