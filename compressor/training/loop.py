@@ -74,11 +74,9 @@ def train(
         evaluate: measures the module on dev data, higher is better; called every ``settings.evaluate_every`` steps.
         after_step: called with the module after each step of the optimizer.
         extra: parameters that are trained along, and buffers; no part of the result.
-        rates: constant learning rates of some of ``extra``'s parameters, by the beginning of their names; neither do
-            they decay, nor are their gradients clipped.
+        rates: constant ones of some of ``extra``'s parameters, by the beginning of their names; their gradients stay.
         prepare: called before the first step with the module and some of the first batches, to set ``extra``.
-        parts: returns which parts of the module the step of a number trains, with the mean of their losses; the same
-            ones whenever it is asked. None for the whole module.
+        parts: which parts of the module a step of that number trains, by the mean of their losses; None for the whole.
         rewinds: steps before which the schedule of the learning rate begins anew.
         key: hash of what else the loss depends on: checkpoints under another key are not used.
 
