@@ -11,6 +11,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from compressor.passes.contract import Need, PlanError, Promise, Supply, at_most_its_parameters
 from compressor.passes.distill import Distill
 from compressor.passes.rank_budget import Which, chosen_linears
+from compressor.passes.refusals import refuse_zeros
 from compressor.ranker.forms import with_forms
 from compressor.ranker.spec import DenseSparseForm, LinearSpec, RankerSpec
 from compressor.registry import register
@@ -61,7 +62,10 @@ class DenseSparse(Distill):
 
     def plan(self, spec: RankerSpec) -> RankerSpec:
         super().plan(spec)
-        return spec if self._keeps_all else with_forms(spec, self._forms(spec))
+        if self._keeps_all:
+            return spec
+        refuse_zeros(spec, self.verb)
+        return with_forms(spec, self._forms(spec))
 
     def apply(self, ranker: Ranker, supply: Supply) -> Ranker:
         if self._keeps_all:

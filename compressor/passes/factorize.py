@@ -11,7 +11,7 @@ from compressor.errors import Fault, InputError
 from compressor.passes.contract import Need, Pass, PlanError, Promise, Supply, at_most_its_parameters
 from compressor.passes.kept_layers import CANDIDATES_OF_A_LIST
 from compressor.passes.rank_budget import RankSettings, low_rank_spec
-from compressor.passes.refusals import refuse_bi_encoder, refuse_quantized
+from compressor.passes.refusals import refuse_bi_encoder, refuse_quantized, refuse_token_rules, refuse_zeros
 from compressor.ranker.spec import RankerSpec
 from compressor.registry import register
 
@@ -35,7 +35,7 @@ class FactorSettings(RankSettings):
     def calibrates(self) -> bool:
         return not self.keeps_all and (self.method != "svd" or self.compensate == "refit")
 
-    def planned_factors(self, spec: RankerSpec) -> RankerSpec:
+    def planned_factors(self, spec: RankerSpec, verb: str) -> RankerSpec:
         """Return about the shape that is left.
 
         Raises:
@@ -43,6 +43,8 @@ class FactorSettings(RankSettings):
         """
         if self.keeps_all:
             return spec
+        refuse_zeros(spec, verb)
+        refuse_token_rules(spec, verb)
         if self.method == "fisher":
             refuse_bi_encoder(spec)
         return low_rank_spec(spec, self.planned_ranks(spec))
@@ -118,7 +120,7 @@ class Factorize(FactorSettings, Pass):
 
     def plan(self, spec: RankerSpec) -> RankerSpec:
         refuse_quantized(spec, self.verb)
-        return self.planned_factors(spec)
+        return self.planned_factors(spec, self.verb)
 
     def apply(self, ranker: Ranker, supply: Supply) -> Ranker:
         return ranker.changed() if self.keeps_all else self.with_factors(ranker, supply)

@@ -55,7 +55,7 @@ class LearnFactors(FactorSettings, Distill):
                 fix="name epochs, or take factorize, which measures instead of learning",
                 setting="epochs",
             )
-        return self.planned_factors(spec)
+        return self.planned_factors(spec, self.verb)
 
     def apply(self, ranker: Ranker, supply: Supply) -> Ranker:
         if self.keeps_all:

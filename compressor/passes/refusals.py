@@ -48,11 +48,20 @@ def refuse_sparse(spec: RankerSpec, verb: str) -> None:
         PlanError: some matrix is one of these.
     """
     from compressor.ranker.cost import linears_of
-    from compressor.ranker.sparsity import sparse_linears
 
     for name, linear in linears_of(spec):
         if isinstance(linear.form, DenseSparseForm):
             raise PlanError(f"{name}, stored as atoms and sparse codes", fix=f"put {verb} before dense_sparse")
+    refuse_zeros(spec, verb)
+
+
+def refuse_zeros(spec: RankerSpec, verb: str) -> None:
+    """Refuse to put other matrices where zeros are to stay.
+
+    Raises:
+        PlanError: some matrix is declared sparse.
+    """
+    from compressor.ranker.sparsity import sparse_linears
 
     if found := sparse_linears(spec):
         raise PlanError(

@@ -13,7 +13,7 @@ from compressor.algorithms.sparsity_settings import FisherSettings, Gradual, Mov
 from compressor.passes.contract import Need, PlanError, Promise, Supply
 from compressor.passes.distill import Distill
 from compressor.passes.kept_layers import CANDIDATES_OF_A_LIST
-from compressor.passes.refusals import refuse_bi_encoder, refuse_quantized
+from compressor.passes.refusals import refuse_bi_encoder, refuse_quantized, refuse_token_rules
 from compressor.ranker.sparsity import prunable_linears, sparse_linears, sparsified
 from compressor.ranker.spec import RankerSpec
 from compressor.registry import register
@@ -35,6 +35,7 @@ _SCOPES: dict[str, tuple[Scope, ...]] = {  # the first is the default
     "movement": ("global", "per_matrix", "per_row"),
 }
 _BY_FISHER = ("fisher_diagonal", "obert")
+_WITHOUT_DATA = ("magnitude", "movement")  # movement trains: all of the ranker runs
 
 
 def _a_pattern(text: str) -> str:
@@ -98,6 +99,8 @@ class Sparsify(Distill):
         if self._keeps_all:
             return spec
         self._check_scope()
+        if self.method not in _WITHOUT_DATA:
+            refuse_token_rules(spec, self.verb, "method")
         if self.method in _BY_FISHER:
             refuse_bi_encoder(spec)
         if self.gradual:

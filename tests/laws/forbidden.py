@@ -13,7 +13,8 @@ _WHOLE = "put {} before what factorizes"
 _CUTS = "put merge_adapters before all that cuts"
 
 _WIDTHS_FIRST = (
-    "drop_layers", "learn_widths", "linearize_layers", "nest_widths", "prune_greedily", "prune_widths", "subclone",
+    "drop_layers", "factorize", "learn_factors", "learn_widths", "linearize_layers", "nest_widths",
+    "prune_greedily", "prune_widths", "subclone",
 )  # fmt: skip
 
 _BEFORE_QUANTIZE = (
@@ -23,8 +24,8 @@ _BEFORE_QUANTIZE = (
 )  # fmt: skip
 
 _BEFORE_SPARSIFY = (
-    "cut_nested", "drop_layers", "fold_norms", "learn_widths", "linearize_layers", "merge_adapters", "nest_widths",
-    "prune_greedily", "prune_widths", "subclone",
+    "cut_nested", "dense_sparse", "drop_layers", "factorize", "fold_norms", "learn_factors", "learn_widths",
+    "linearize_layers", "merge_adapters", "nest_widths", "prune_greedily", "prune_widths", "subclone",
 )  # fmt: skip
 
 FORBIDDEN = {
@@ -62,9 +63,9 @@ FORBIDDEN = {
     ("cut_nested", "merge_adapters"): _CUTS,
     ("learn_widths", "merge_adapters"): _CUTS,
     ("linearize_layers", "merge_adapters"): _CUTS,
-    **{(first, second): _WHOLE.format(second) for first in _FACTORIZE for second in _NEED_WHOLE},
+    **{(first, second): _WHOLE.format(second) for first in _FACTORIZE for second in (*_NEED_WHOLE, "sparsify")},
     **{(first, second): _OTHERS for first in _FACTORIZE for second in _FACTORIZE if first != second},
-    **{("dense_sparse", second): f"put {second} before dense_sparse" for second in _CUT_ROWS},
+    **{("dense_sparse", second): f"put {second} before dense_sparse" for second in (*_NEED_WHOLE, *_CUT_ROWS)},
     ("prune_greedily", "merge_adapters"): _CUTS,
     ("prune_widths", "merge_adapters"): _CUTS,
     ("subclone", "merge_adapters"): _CUTS,

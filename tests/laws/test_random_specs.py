@@ -114,7 +114,7 @@ def test_most_choices_of_random_specs_are_clear():
     compared: list[bool] = []
     lost: list[bool] = []
 
-    @settings(LAW, max_examples=200)
+    @settings(LAW, max_examples=300)
     @given(case=cases())
     def examples(case: Case) -> None:
         if case.spec.rule_layers:
