@@ -8,7 +8,7 @@ would see the whole list as one batch: activations then leave the cache, and att
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import onnx
@@ -22,8 +22,9 @@ from compressor.export.heads import head
 from compressor.export.layers import layer, norm
 from compressor.export.layout import Layout, build_layout, first_tokens, pad, row_means
 from compressor.export.linears import Weights
-from compressor.export.parity import Parity, compare
+from compressor.export.parity import Batches, Parity, Results, compare
 from compressor.ranker.cascade import stage_logits
+from compressor.ranker.encoder import Encoder
 from compressor.ranker.ranker import Ranker
 from compressor.ranker.spec import ClassifierHead, RankerSpec
 from compressor.runtime.cascade import OnnxCascade
@@ -156,12 +157,12 @@ def check_cascade(ranker: Ranker, cascade: OnnxCascade, batches: Sequence[dict[s
     found = np.concatenate([cascade.undropped(batch) for batch in batches], axis=1)  # [stages + 1, n]
     places = [stage.behind for stage in cascade.settings.stages]
 
-    def results_of(stage: int) -> Callable[[Ranker, Sequence[dict[str, np.ndarray]]], np.ndarray]:
-        def results(reference: Ranker, some: Sequence[dict[str, np.ndarray]]) -> np.ndarray:
+    def results_of(stage: int) -> Results:
+        def results(module: Encoder, some: Batches) -> np.ndarray:
             with torch.inference_mode():
                 tensors = ({name: torch.from_numpy(array) for name, array in batch.items()} for batch in some)
                 return np.concatenate(
-                    [stage_logits(reference.module, places, batch)[stage, :, None].numpy() for batch in tensors]
+                    [stage_logits(module, places, batch)[stage, :, None].float().numpy() for batch in tensors]
                 )
 
         return results

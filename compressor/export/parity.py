@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,14 @@ import torch
 
 from compressor.errors import RunError
 from compressor.ranker.cost import linears_of
+from compressor.ranker.encoder import Encoder
 from compressor.ranker.ranker import Ranker
 from compressor.ranker.spec import RankerSpec, float_kind
 from compressor.runtime.batching import padded, token_budget_batches
 from compressor.runtime.session import open_session
+
+Batches = Sequence[dict[str, np.ndarray]]
+Results = Callable[[Encoder, Batches], np.ndarray]
 
 BATCH_SHAPES = ((1, 16), (7, 33), (3, 512))  # rows, tokens of the longest row
 TOP = 10
@@ -82,7 +87,7 @@ def parity_batches(ranker: Ranker, pairs: Sequence[tuple[str, str]]) -> list[dic
     return batches
 
 
-def check_parity(ranker: Ranker, path: Path, batches: Sequence[dict[str, np.ndarray]]) -> tuple[Parity, np.ndarray]:
+def check_parity(ranker: Ranker, path: Path, batches: Batches) -> tuple[Parity, np.ndarray]:
     """Compare an ONNX file with the torch module.
 
     Args:
@@ -105,9 +110,9 @@ def check_parity(ranker: Ranker, path: Path, batches: Sequence[dict[str, np.ndar
 def compare(
     name: str,
     ranker: Ranker,
-    batches: Sequence[dict[str, np.ndarray]],
+    batches: Batches,
     found: np.ndarray,
-    results: Callable[[Ranker, Sequence[dict[str, np.ndarray]]], np.ndarray] | None = None,
+    results: Results | None = None,
 ) -> Parity:
     """Compare a file's results with those of torch.
 
@@ -116,13 +121,13 @@ def compare(
         ranker: the reference.
         batches: padded inputs.
         found: what the file gave for all rows, float32 ``[n, 1 or width]``.
-        results: what torch gives for all rows; by default `torch_results`.
+        results: what a module gives for all rows; by default what it returns.
 
     Raises:
         RunError: as `check_parity`.
     """
-    results = results or torch_results
-    expected = results(ranker, batches)
+    results = results or module_results
+    expected = results(ranker.module, batches)
     if found.shape != expected.shape:
         raise RunError(f"{name} gives the shape {list(found.shape)}, the ranker {list(expected.shape)}")
     cause, parts = _rounding(ranker.spec)
@@ -135,7 +140,7 @@ def compare(
     if parts:
         noise = _rounding_noise(ranker, batches, expected, 1 / parts, results)
     elif largest > _FLOAT_TOLERANCE:
-        cause, noise = _MAGNIFIED_CAUSE, _distance(expected, results(_in_double_precision(ranker), batches))
+        cause, noise = _MAGNIFIED_CAUSE, _distance(expected, results(copy.deepcopy(ranker.module).double(), batches))
     if noise:
         allowed_max, allowed_rms = (max(_FLOAT_TOLERANCE, _NOISE_FACTOR * part) for part in noise)
     parity = Parity(
@@ -189,16 +194,16 @@ def _distance(found: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
 
 def _rounding_noise(
     ranker: Ranker,
-    batches: Sequence[dict[str, np.ndarray]],
+    batches: Batches,
     expected: np.ndarray,
     noise: float,
-    results: Callable[[Ranker, Sequence[dict[str, np.ndarray]]], np.ndarray],
+    results: Results,
 ) -> tuple[float, float]:
     """Return how far the simulation's results move when nothing but last bits changes, on the batch with most rows."""
     sizes = [len(batch["input_ids"]) for batch in batches]
     chosen = int(np.argmax(sizes))
     start = sum(sizes[:chosen])
-    moved = results(_nudged(ranker, noise), [batches[chosen]])
+    moved = results(_nudged(ranker, noise).module, [batches[chosen]])
     return _distance(moved, expected[start : start + sizes[chosen]])
 
 
@@ -212,16 +217,16 @@ def _nudged(ranker: Ranker, noise: float) -> Ranker:
     return ranker.changed(weights={name: nudge(tensor) for name, tensor in ranker.weights.items()})
 
 
-def _in_double_precision(ranker: Ranker) -> Ranker:
-    doubles = {name: tensor.double() for name, tensor in ranker.weights.items() if tensor.is_floating_point()}
-    return ranker.changed(weights={**ranker.weights, **doubles})
-
-
-def torch_results(ranker: Ranker, batches: Sequence[dict[str, np.ndarray]]) -> np.ndarray:
+def torch_results(ranker: Ranker, batches: Batches) -> np.ndarray:
     """Return the torch module's results for all rows, float32 ``[n, 1 or width]``."""
+    return module_results(ranker.module, batches)
+
+
+def module_results(module: Encoder, batches: Batches) -> np.ndarray:
+    """Return a module's results for all rows, float32 ``[n, 1 or width]``, whatever it computes in."""
     with torch.inference_mode():
         inputs = ({name: torch.from_numpy(array) for name, array in batch.items()} for batch in batches)
-        return np.concatenate([ranker.module(**batch).float().numpy() for batch in inputs])
+        return np.concatenate([module(**batch).float().numpy() for batch in inputs])
 
 
 def check_order(name: str, expected: np.ndarray, found: np.ndarray, near: float) -> None:

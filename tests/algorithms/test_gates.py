@@ -16,10 +16,10 @@ from compressor.algorithms.width_choice import ChosenUnits, UnitScores, best_uni
 from compressor.passes.width_budget import Budget, least_widths, width_costs
 from compressor.ranker.spec import ClassifierHead
 from tests import tiny
-from tests.ranker.cases import SPECS
+from tests.ranker.cases import WITHOUT_RULES
 
-MAPS = SPECS["linear_maps"]
-ALL = {**SPECS, "linear_maps": MAPS.changed(layers=MAPS.layers[:-1])}  # the last one's map is factorized
+MAPS = WITHOUT_RULES["linear_maps"]
+ALL = {**WITHOUT_RULES, "linear_maps": MAPS.changed(layers=MAPS.layers[:-1])}  # the last one's map is factorized
 DENSE = [
     name
     for name, spec in ALL.items()
@@ -96,7 +96,7 @@ def test_masked_equals_cut(name, on_residual):
 @pytest.mark.parametrize("name", ["bert", "electra", "modernbert", "uneven_layers", "without_blocks"])
 @pytest.mark.parametrize("kind", ["macs", "parameters"])
 def test_costs_of_units_add_up_to_those_of_shapes(name, kind):
-    spec, budget = SPECS[name], Budget.model_validate({kind: 0.5})
+    spec, budget = WITHOUT_RULES[name], Budget.model_validate({kind: 0.5})
     costs = width_costs(spec, budget, 30, on_residual=True)
     _, units = random_gates(spec, on_residual=True)
     assert units.residual is not None
@@ -119,7 +119,7 @@ def random_scores(spec, on_residual, seed=0):
 @pytest.mark.parametrize("on_residual", [False, True])
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
 def test_best_units_fill_a_budget_and_never_more(share, on_residual):
-    spec, budget = SPECS["modernbert"], Budget(macs=share)
+    spec, budget = WITHOUT_RULES["modernbert"], Budget(macs=share)
     costs = width_costs(spec, budget, 30, on_residual=on_residual)
     scores = random_scores(spec, on_residual)
     units = best_units(scores, costs, share, 4)
@@ -133,7 +133,7 @@ def test_best_units_fill_a_budget_and_never_more(share, on_residual):
 
 
 def test_blocks_that_cannot_go_keep_a_unit():
-    spec = SPECS["bert"]
+    spec = WITHOUT_RULES["bert"]
     costs = width_costs(spec, Budget(macs=0.5), 30)
     scores = random_scores(spec, on_residual=False)
     scores.heads[0].fill_(-10.0)

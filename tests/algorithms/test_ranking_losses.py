@@ -219,7 +219,7 @@ def test_the_loss_falls_as_the_student_moves_to_its_teacher(name):
         assert ((values.diff() < 0) | (values[:-1] == 0)).all()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "keep_top"])  # it asks for no order above its cut
 def test_descent_recovers_the_planted_order(name):
     torch.manual_seed(7)
     targets = torch.tensor([[2.0, -3.0, 1.0, 0.0, -1.0], [0.0, 1.0, 2.0, 3.0, 9.0]])

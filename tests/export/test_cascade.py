@@ -18,10 +18,10 @@ from compressor.runtime.cascade import OnnxCascade
 from compressor.runtime.ranker import OnnxRanker
 from compressor.storage import sha256_file
 from tests.ranker.cascades import cascade, cascading, long_list, rank_list
-from tests.ranker.cases import SPECS
+from tests.ranker.cases import WITHOUT_RULES
 from tests.tiny import build_ranker
 
-WITH_EXITS = [name for name, spec in SPECS.items() if spec.exit_layers]
+WITH_EXITS = [name for name, spec in WITHOUT_RULES.items() if spec.exit_layers]
 TOLERANCE = 1e-5  # fp32 sums in another order
 
 
@@ -63,7 +63,7 @@ def written(ranker, folder, dialect):
 @pytest.mark.parametrize("name", ["bert", *WITH_EXITS])
 def test_every_stage_scores_as_in_torch(name, dialect, ranker, tmp_path):
     if name != "bert":
-        spec = SPECS[name]
+        spec = WITHOUT_RULES[name]
         places = (["embeddings"] if spec.tells_query_from_document else []) + list(spec.exit_layers)
         ranker = build_ranker(spec.changed(cascade=cascade(*({"behind": one, "keep": 0.5} for one in places))))
     query, documents = long_list(5)

@@ -23,11 +23,11 @@ from compressor.ranker.narrowing import narrowed
 from compressor.ranker.spec import ClassifierHead
 from tests import tiny
 from tests.passes.students import applied, score_rmse, supply_for
-from tests.ranker.cases import SPECS
+from tests.ranker.cases import WITHOUT_RULES
 
 DENSE = [
     name
-    for name, spec in SPECS.items()
+    for name, spec in WITHOUT_RULES.items()
     if isinstance(spec.head, ClassifierHead)
     and all(each.attention and each.attention.output.form.kind == "dense" for each in spec.layers)
     and all(each.ffn and each.ffn.down.form.kind == "dense" for each in spec.layers)
@@ -145,7 +145,7 @@ def missed(whole, cut, second, units):
 
 @pytest.mark.parametrize("name", DENSE)
 def test_every_family_can_be_pruned(name, tiny_data):
-    ranker = tiny.build_ranker(SPECS[name], seed=2)
+    ranker = tiny.build_ranker(WITHOUT_RULES[name], seed=2)
     for stage in STAGES:
         small = run(ranker, tiny_data, budget={"macs": 0.75}, **stage)
         assert np.isfinite(small.score(tiny_data.texts(tiny_data.pairs()))).all()

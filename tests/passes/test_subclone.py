@@ -11,9 +11,9 @@ from compressor.passes.subclone import Subclone
 from compressor.ranker.spec import ClassifierHead
 from tests import tiny
 from tests.passes.students import applied
-from tests.ranker.cases import SPECS
+from tests.ranker.cases import WITHOUT_RULES
 
-RERANKERS = [name for name, spec in SPECS.items() if isinstance(spec.head, ClassifierHead)]
+RERANKERS = [name for name, spec in WITHOUT_RULES.items() if isinstance(spec.head, ClassifierHead)]
 
 
 def run(ranker, data, **settings):
@@ -67,7 +67,7 @@ def test_folding_is_nearer_to_the_whole_than_cutting(tiny_data):
 
 @pytest.mark.parametrize("name", RERANKERS)
 def test_every_family_can_be_folded(name, tiny_data):
-    whole = tiny.build_ranker(SPECS[name], seed=2)
+    whole = tiny.build_ranker(WITHOUT_RULES[name], seed=2)
     spec = whole.spec
     layers = list(range(len(spec.layers)))[-2:]
     heads = [(spec.layers[index].heads + 1) // 2 for index in layers]

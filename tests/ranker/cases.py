@@ -205,3 +205,6 @@ SPECS: dict[str, RankerSpec] = {
     "similarity_first": _BERT.changed(head=SimilarityHead(pool="first")),
     "similarity_mean": _BERT.changed(head=SimilarityHead(pool="mean")),
 }
+
+# Those all of whose layers see the same tokens, which what fits or cuts layers one by one asks for.
+WITHOUT_RULES = {name: spec for name, spec in SPECS.items() if not spec.rule_layers}
