@@ -111,6 +111,12 @@ def _kept(part: Any, read: _Values, written: _Values, name: tuple[int, str]) -> 
         hook.remove()
 
 
+def numbered(queries: Sequence[str]) -> tuple[Tensor, int]:
+    """Return the number of each pair's query, int64 ``[n]``, by first occurrence, and how many queries there are."""
+    numbers = {query: number for number, query in enumerate(dict.fromkeys(queries))}
+    return torch.tensor([numbers[query] for query in queries]), len(numbers)
+
+
 def rank_centered(
     values: Tensor, scores: Tensor, queries: Sequence[str], temperature: float | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -129,12 +135,11 @@ def rank_centered(
     Returns:
         ``[n, d]`` and weights ``[n]`` that add up to 1.
     """
-    names = {query: number for number, query in enumerate(dict.fromkeys(queries))}
-    group = torch.tensor([names[query] for query in queries])
+    group, n_queries = numbered(queries)
     shares = torch.ones(len(values))
     if temperature is not None:
-        highest = torch.full((len(names),), -torch.inf).scatter_reduce(0, group, scores, "amax")
+        highest = torch.full((n_queries,), -torch.inf).scatter_reduce(0, group, scores, "amax")
         shares = ((scores - highest[group]) / temperature).exp()
-    shares = shares / torch.zeros(len(names)).index_add_(0, group, shares)[group]
-    means = torch.zeros(len(names), values.shape[1]).index_add_(0, group, shares[:, None] * values)
-    return values - means[group], shares / len(names)
+    shares = shares / torch.zeros(n_queries).index_add_(0, group, shares)[group]
+    means = torch.zeros(n_queries, values.shape[1]).index_add_(0, group, shares[:, None] * values)
+    return values - means[group], shares / n_queries

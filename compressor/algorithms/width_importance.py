@@ -18,7 +18,7 @@ from compressor.algorithms.calibration import CalibrationBatch
 from compressor.algorithms.folding import Inputs, measure_inputs
 from compressor.algorithms.linear_fits import Moments, in_telling_order
 from compressor.algorithms.query_clusters import means_by_cluster
-from compressor.algorithms.score_gradients import ScoreGradients, measure_score_gradients, rank_centered
+from compressor.algorithms.score_gradients import ScoreGradients, measure_score_gradients, numbered, rank_centered
 from compressor.progress import progress
 from compressor.ranker.ranker import Ranker
 from compressor.ranker.spec import RankerSpec
@@ -180,9 +180,8 @@ def _fisher(evidence: Evidence, index: int, part: str, _: int) -> Tensor:
 def _fisher_by_query(evidence: Evidence, index: int, part: str) -> Tensor:
     """Return the same for each query alone, ``[queries, units]``."""
     centered, weights = _mask_gradients(evidence, index, part)
-    names = {query: number for number, query in enumerate(dict.fromkeys(evidence.queries))}
-    rows = torch.tensor([names[query] for query in evidence.queries])
-    return torch.zeros(len(names), centered.shape[1]).index_add_(0, rows, weights[:, None] * centered.square())
+    rows, n_queries = numbered(evidence.queries)
+    return torch.zeros(n_queries, centered.shape[1]).index_add_(0, rows, weights[:, None] * centered.square())
 
 
 def _clustered(evidence: Evidence, index: int, part: str, _: int) -> Tensor:
