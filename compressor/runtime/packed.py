@@ -27,6 +27,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError
 from compressor.errors import Fault, InputError
 from compressor.progress import progress
 from compressor.records import Record
+from compressor.runtime.folder import MANIFEST
 from compressor.storage import inside, unreadable, whole_folder
 
 MAGIC = b"rankpress pack 1\n"
@@ -102,12 +103,20 @@ def unpack(path: Path, folder: Path, *, most_bytes: int = DEFAULT_MOST_BYTES) ->
 
     Args:
         path: the pack.
-        folder: where to; one that exists is replaced.
+        folder: where to; a ranker's folder that exists is replaced, any other has to be empty.
         most_bytes: larger folders are refused before anything is written.
 
     Raises:
-        InputError: the file is damaged, no pack, or not to be trusted.
+        InputError: the file is damaged, no pack, or not to be trusted; or the folder has other things in it.
     """
+    if folder.is_dir() and not (folder / MANIFEST).is_file() and (others := sorted(folder.iterdir())):
+        raise InputError(
+            Fault(
+                source=folder,
+                found=f"a folder with other things in it ({', '.join(other.name for other in others[:3])})",
+                allowed="a folder that is empty or new, or that of a ranker, which is replaced",
+            )
+        )
     try:
         with path.open("rb") as stream:
             header = read_header(path, stream, most_bytes)
