@@ -18,17 +18,15 @@ loss over the multiply-adds.
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
+from variants import TEACHER, prepare_variants, read_study, run_variant, slug, teacher_of
 
 from compressor.bench.machine import describe_machine
 from compressor.bench.plot_curves import Curve, line_plot, standalone
@@ -38,17 +36,14 @@ from compressor.bench.scoring import score_data
 from compressor.bench.significance import RESAMPLES, resample_mean
 from compressor.console import say
 from compressor.data import RankingData
-from compressor.errors import Fault, InputError, RankpressError
+from compressor.errors import RankpressError
 from compressor.export import export_folder
-from compressor.families import load_teacher
-from compressor.pipeline import run_passes
-from compressor.prepare import RESOLVED, Prepared, prepare
+from compressor.prepare import Prepared
 from compressor.ranker.cost import macs
 from compressor.ranker.ranker import Ranker
 from compressor.storage import write_json, write_whole
 
 MEASURE = "nDCG@10"
-TEACHER = "teacher"
 LEVEL = 0.05
 TOKENS = 96  # of the pair whose multiply-adds are counted
 PLOTTED = {"dev/": "high", "loss": None}  # prefix of a curve's name → which end of a dev curve is best
@@ -60,8 +55,8 @@ def main() -> int:
     arguments = _arguments()
     torch.set_num_threads(arguments.threads)
     try:
-        study = _study(arguments.study)
-        prepared = {name: _prepared(arguments.study, study, name, arguments.out) for name in study["variants"]}
+        study = read_study(arguments.study)
+        prepared = prepare_variants(arguments.study, study, arguments.out)
         result = run(arguments.study.stem, prepared, arguments.out, arguments.threads)
     except RankpressError as error:
         print(error, file=sys.stderr)
@@ -80,23 +75,19 @@ def run(name: str, prepared: Mapping[str, Prepared], out: Path, threads: int) ->
     first = next(iter(prepared.values()))
     tests, settings = first.desk.tests, first.recipe.bench
 
-    def teacher() -> Ranker:
-        return load_teacher(first.recipe.teacher, first.path.parent)
-
     def scored(row: str, ranker: Ranker) -> Scored:
-        folder = out / _slug(row) / "model"
+        folder = out / slug(row) / "model"
         export_folder(ranker, folder, manifest={"name": row}, calibration_pairs=(), int8_companion=False)
         return score_data(
-            RowSpec(name=row, folder=folder), tests, settings, threads=threads, cache=out / _slug(row) / "scores"
+            RowSpec(name=row, folder=folder), tests, settings, threads=threads, cache=out / slug(row) / "scores"
         )
 
-    whole = macs(teacher().spec, TOKENS)
-    reference = scored(TEACHER, teacher())
+    teacher = teacher_of(first)
+    whole = macs(teacher.spec, TOKENS)
+    reference = scored(TEACHER, teacher)
     rows: dict[str, Any] = {TEACHER: {"quality": _quality(tests, reference, reference)}}
     for variant, one in prepared.items():
-        say(f"--- {variant}")
-        write_whole(one.out / RESOLVED, one.recipe.dump_yaml())  # marks the folder as ours, for the next start
-        ranker = run_passes(one.stages, teacher, one.desk.load, one.recipe.seed, say)
+        ranker = run_variant(variant, one)
         records = ranker.history[len(ranker.history) - len(one.stages) :]
         rows[variant] = {
             "passes": [{record.verb: record.settings} for record in records],
@@ -237,39 +228,6 @@ def series_plots(result: Mapping[str, Any], series: Mapping[str, Sequence[str]])
         )  # fmt: skip
         drawn[f"macs_{where.split('/')[0]}"] = standalone(svg)
     return drawn
-
-
-def _study(path: Path) -> dict[str, Any]:
-    try:
-        study = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise InputError(Fault(source=path, found=f"no study ({error})", allowed="a recipe with variants")) from None
-    if not isinstance(study, dict) or not isinstance(study.get("variants"), dict) or not study["variants"]:
-        raise InputError(Fault(source=path, where="variants", found="none", allowed="lists of passes by name"))
-    unknown = {one for names in study.get("series", {}).values() for one in names} - set(study["variants"])
-    if unknown:
-        raise InputError(Fault(source=path, where="series", found=sorted(unknown)[0], allowed="names of variants"))
-    return study
-
-
-def _prepared(path: Path, study: Mapping[str, Any], name: str, out: Path) -> Prepared:
-    """Write one variant as a recipe of its own, and check it; its stages lie where those of all variants do.
-
-    The recipe lies in the study's folder, whose relative paths it has, for as long as it is read.
-    """
-    recipe = {key: value for key, value in study.items() if key not in ("variants", "series")}
-    own = path.with_name(f".{path.stem}-{_slug(name)}.yaml")
-    write_whole(own, yaml.safe_dump({**recipe, "passes": study["variants"][name]}, sort_keys=False))
-    try:
-        prepared = prepare(own, out / _slug(name), ())
-        shared = [replace(stage, folder=out / "stages" / stage.folder.name) for stage in prepared.stages]
-        return replace(prepared, stages=shared)
-    finally:
-        own.unlink(missing_ok=True)
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"\W+", "_", name)
 
 
 def _arguments() -> argparse.Namespace:
