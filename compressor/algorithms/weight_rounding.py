@@ -66,7 +66,7 @@ class Grid:
         return torch.where(self.is_fixed[:, column], self.nearest[:, column].double(), nearest)
 
 
-def gptq(weight: Tensor, read: Moments, precision: WholeNumbers, *, keeps_zeros: bool = False) -> Tensor:
+def gptq(weight: Tensor, read: Moments, precision: WholeNumbers, keeps_zeros: bool = False) -> Tensor:
     """Round column by column, and have those that are not rounded yet make up for each (GPTQ, arXiv 2210.17323).
 
     Columns that read most go first, on a grid that was made before ("activation order", "static groups"). What makes up
