@@ -21,7 +21,7 @@ from compressor.ranker.cost import linears_of
 from compressor.ranker.quantizers import rounded_weight, weight_blocks
 from compressor.ranker.spec import DenseSparseForm, Int4Blocks
 from tests import tiny
-from tests.passes.students import applied
+from tests.passes.students import applied, score_rmse
 from tests.ranker.cases import SPECS, of_layers
 
 HOW = [("int4_blocks", "gptq"), ("int4_blocks", "awq"), ("int8_static", "gptq")]
@@ -29,13 +29,12 @@ HOW = [("int4_blocks", "gptq"), ("int4_blocks", "awq"), ("int8_static", "gptq")]
 
 @pytest.mark.parametrize(("scheme", "rounding"), HOW)
 @pytest.mark.parametrize("name", ["bert", "modernbert"])
-def test_scores_move_less_than_by_rounding_to_the_nearest(name, scheme, rounding, tiny_data, tiny_pairs):
+def test_scores_move_less_than_by_rounding_to_the_nearest(name, scheme, rounding, tiny_data):
     ranker = tiny.build_ranker(SPECS[name])
-    exact = ranker.score(tiny_pairs)
 
     def error(notes: dict[str, Any], **settings: Any) -> float:
         step = Quantize(scheme=scheme, embeddings=False, **settings)
-        return float(np.square(applied(step, ranker, tiny_data, notes).score(tiny_pairs) - exact).mean() ** 0.5)
+        return score_rmse(applied(step, ranker, tiny_data, notes), ranker, tiny_data)
 
     notes: dict[str, Any] = {}
     assert error(notes, rounding=rounding) < 0.9 * error({})
@@ -55,7 +54,9 @@ def test_weights_lie_on_their_grid_and_are_exported_as_they_were_chosen(rounding
     for name in names:
         weight = found.weights[f"{name}.weight"]
         assert torch.equal(rounded_weight(weight, Int4Blocks()), weight)
-        assert not torch.equal(weight, rounded_weight(ranker.weights[f"{name}.weight"], Int4Blocks()))
+        # Without a norm before them, AWQ has nothing to change about queries and keys.
+        is_nearest = torch.equal(weight, rounded_weight(ranker.weights[f"{name}.weight"], Int4Blocks()))
+        assert is_nearest == (rounding == "awq" and name.endswith(("query", "key")))
     stored = {one.name: numpy_helper.to_array(one) for one in write_graph(found.spec, found.weights).graph.initializer}
     codes, scales = weight_blocks(found.weights["layers.0.ffn.up.weight"], 4, 32)
     np.testing.assert_array_equal(stored["layer.0.ffn.up.weight"], packed_blocks(codes.numpy(), 4))
