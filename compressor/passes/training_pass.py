@@ -155,7 +155,7 @@ class TrainingPass(TrainingSettings, Pass):
             settings,
             scratch=supply.scratch,
             seed=supply.seed,
-            evaluate=self._evaluation(ranker, settings, supply),
+            evaluate=self._evaluation(ranker, supply),
             after_step=lambda _: objective.after_step(),
             extra=objective.extra,
             rates=objective.rates,
@@ -192,9 +192,7 @@ class TrainingPass(TrainingSettings, Pass):
         is_exact = not is_rounded(spec) or self.precision != "auto"
         return self if is_exact else self.model_copy(update={"precision": "fp32"})
 
-    def _evaluation(
-        self, ranker: Ranker, settings: TrainingSettings, supply: Supply
-    ) -> Callable[[Encoder], float] | None:
+    def _evaluation(self, ranker: Ranker, supply: Supply) -> Callable[[Encoder], float] | None:
         from compressor.training.dev_metric import KENDALL_TAU, dev_metric
 
         if not self.evaluate_every:
@@ -205,7 +203,7 @@ class TrainingPass(TrainingSettings, Pass):
             from compressor.training.teachers import RankerTeacher
 
             reference = teacher_scores([RankerTeacher()], data, data.pairs(), own=supply.teacher).values
-        return dev_metric(data, ranker.tokenizer, settings, reference)
+        return dev_metric(data, ranker.tokenizer, self._settings(ranker.spec), reference)
 
 
 def _report(result: TrainingResult, supply: Supply) -> None:
