@@ -14,7 +14,10 @@ from compressor.ranker.spec import Int4Blocks, Int8Blocks, Int8Dynamic, Int8Stat
 
 PRECISIONS = [Int4Blocks(), Int4Blocks(block_size=128), Int8Blocks(block_size=64), Int8Dynamic(),
               Int8Static(reduce_range=True)]  # fmt: skip
-BY_KIND = {"ids": lambda one: f"{one.kind}"}
+
+
+def kind(precision):
+    return precision.kind
 
 
 def correlated(n_inputs: int = 100, n_outputs: int = 24, seed: int = 0) -> tuple[torch.Tensor, Read]:
@@ -29,7 +32,7 @@ def correlated(n_inputs: int = 100, n_outputs: int = 24, seed: int = 0) -> tuple
     return weight, read
 
 
-@pytest.mark.parametrize("precision", PRECISIONS, **BY_KIND)
+@pytest.mark.parametrize("precision", PRECISIONS, ids=kind)
 def test_gptq_moves_outputs_less_than_the_nearest(precision):
     weight, read = correlated()
     second = read.second(centered=False)
@@ -37,7 +40,7 @@ def test_gptq_moves_outputs_less_than_the_nearest(precision):
     assert found < 0.7 * relative_error(weight, rounded_weight(weight, precision), second)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS, **BY_KIND)
+@pytest.mark.parametrize("precision", PRECISIONS, ids=kind)
 @pytest.mark.parametrize("seed", range(3))
 def test_what_is_rounded_stays_as_it_is_to_the_bit(precision, seed):
     """The exporter makes scales and codes of the matrix alone: they must be those that were chosen."""
@@ -145,7 +148,7 @@ def test_a_block_is_cut_off_where_its_largest_weight_is_hardly_read():
     assert torch.equal(clipped(weight, second, Int4Blocks())[:, 0], weight[:, 0])
 
 
-@pytest.mark.parametrize("precision", [Int4Blocks(), Int8Blocks(block_size=128)], **BY_KIND)
+@pytest.mark.parametrize("precision", [Int4Blocks(), Int8Blocks(block_size=128)], ids=kind)
 def test_a_layer_rounded_by_awq_is_on_its_grid_and_errs_less(precision):
     generator = torch.Generator().manual_seed(2)
     output, read = loud()
