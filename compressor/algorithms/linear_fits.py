@@ -12,6 +12,7 @@ _ROUNDING = 1e-10  # a variance below this share of the mean square is rounding
 _LEAST_RIDGE = 1e-4  # of the mean variance of what predicts
 _PROMISING = 8  # candidates for each that a step takes
 _RIDGE_OF_NOISE = 0.1  # times the number of unknowns for each sample
+_LEAST_DAMPING = 0.01  # of the mean square of an input
 
 
 class Moments:
@@ -76,6 +77,24 @@ def prediction(moments: Moments, known: Tensor, *, centered: bool) -> tuple[Tens
     constants = mean - factors @ mean[known] if centered else torch.zeros_like(mean)
     constants[known] = 0
     return factors.float(), constants.float()
+
+
+def roots_of_inverse(second: Tensor, n_samples: int) -> Tensor:
+    """Return the upper Cholesky factor of the inverse of damped second moments, float64 ``[inputs, inputs]``.
+
+    Damping grows with the number of inputs for each sample: where the last layer reads first tokens alone, samples are
+    fewer than inputs, and what they do not span must not be made use of.
+
+    Args:
+        second: float64 ``[inputs, inputs]``, mean products.
+        n_samples: of which they are the mean.
+    """
+    n_inputs = len(second)
+    damping = max(_LEAST_DAMPING, _RIDGE_OF_NOISE * n_inputs / max(1, n_samples))
+    level = second.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
+    damped = second + damping * level * torch.eye(n_inputs, dtype=second.dtype)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+    return torch.linalg.cholesky(inverse, upper=True)
 
 
 @dataclass(frozen=True, kw_only=True)

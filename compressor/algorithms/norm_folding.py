@@ -41,7 +41,8 @@ def folded_norm_weights(
         if fold_gains and reader.linears:
             gain = result[f"{reader.name}.weight"]
             for linear in reader.linears:
-                _set(result, _reads(result, linear), result[_reads(result, linear)].double() * gain.double())
+                name = reading_matrix(result, linear)
+                _set(result, name, result[name].double() * gain.double())
             result[f"{reader.name}.weight"] = torch.ones_like(gain)
     if to_rms:
         _center(spec, weights, result)
@@ -82,7 +83,7 @@ def _center(spec: RankerSpec, weights: Mapping[str, Tensor], result: dict[str, T
             for linear in reader.linears if reader.norm is None else ():
                 if embeddings.norm.bias:
                     _add_constant(result, linear, constant.expand(len(gain)))
-                name = _reads(result, linear)
+                name = reading_matrix(result, linear)
                 read = result[name].double()
                 _set(result, name, read - torch.outer(read.sum(dim=1), factors))
         rows = _normed(weights["embeddings.tokens.weight"].double(), embeddings.norm, gain, bias)
@@ -108,14 +109,14 @@ def _normed(rows: Tensor, norm: NormSpec, gain: Tensor, bias: Tensor) -> Tensor:
     return F.layer_norm(rows, (rows.shape[1],), gain, bias, eps=norm.epsilon)
 
 
-def _reads(weights: Mapping[str, Tensor], linear: str) -> str:
+def reading_matrix(weights: Mapping[str, Tensor], linear: str) -> str:
     """Return the name of the matrix with which a linear reads; of a low-rank one it is `down`."""
     return f"{linear}.weight" if f"{linear}.weight" in weights else f"{linear}.down"
 
 
 def _add_constant(weights: dict[str, Tensor], linear: str, values: Tensor) -> None:
     """Have a linear read so much more, by its bias; it gets one if it had none."""
-    more = weights[_reads(weights, linear)].double() @ values
+    more = weights[reading_matrix(weights, linear)].double() @ values
     if f"{linear}.up" in weights:
         more = weights[f"{linear}.up"].double() @ more
     name = f"{linear}.bias"

@@ -64,7 +64,7 @@ def observed_ranges(
         low, high = ends.get(product, (0.0, 0.0))
         ends[product] = (min(low, float(values.min())), max(high, float(values.max())))
 
-    _run(module, batches, wanted, measure, "Observing ranges")
+    show_inputs(module, batches, wanted, measure, "Observing ranges")
     counts: dict[Product, Tensor] = {}
 
     def count(product: Product, values: Tensor) -> None:
@@ -72,7 +72,7 @@ def observed_ranges(
         counts[product] = counts[product] + found if product in counts else found
 
     if observer.needs_histogram:
-        _run(module, batches, wanted, count, "Counting activations")
+        show_inputs(module, batches, wanted, count, "Counting activations")
     chosen = {
         product: observer.range_of(Histogram(low=low, high=high, counts=counts.get(product, torch.zeros(0))))
         for product, (low, high) in ends.items()
@@ -82,7 +82,7 @@ def observed_ranges(
     }
 
 
-def _run(
+def show_inputs(
     module: Encoder,
     batches: Sequence[CalibrationBatch],
     names: Sequence[str],

@@ -10,7 +10,8 @@ from typing import Literal
 from torch import Tensor
 
 from compressor.algorithms.calibration import calibration_batches
-from compressor.algorithms.layerwise_sparsity import pruned_layer_by_layer, sparsegpt, wanda
+from compressor.algorithms.layer_by_layer import Read, changed_layer_by_layer
+from compressor.algorithms.layerwise_sparsity import sparsegpt, wanda
 from compressor.algorithms.second_order import BlockCurvature, DiagonalCurvature
 from compressor.algorithms.sparse_masks import Scope, kept_weights, of_units
 from compressor.algorithms.sparsity_patterns import SparsityPattern
@@ -65,7 +66,11 @@ class Sparsifier:
         prune = partial(sparsegpt, sparsity=sparsity, pattern=pattern)
         if self.method == "wanda":
             prune = partial(wanda, sparsity=sparsity, pattern=pattern, scope=self.scope)
-        return pruned_layer_by_layer(ranker.trainable().eval(), batches, names, prune)
+
+        def change(weights: Mapping[str, Tensor], reads: Mapping[str, Read]) -> dict[str, Tensor]:
+            return {name: prune(weights[name], read) for name, read in reads.items()}
+
+        return changed_layer_by_layer(ranker.trainable().eval(), batches, names, change, "Pruning layers")
 
     def _by_diagonal(
         self, ranker: Ranker, names: Sequence[str], sparsity: float, pattern: SparsityPattern

@@ -10,11 +10,12 @@ from pydantic import Field, PositiveInt, model_validator
 
 from compressor.errors import suggest
 from compressor.passes.contract import Need, Pass, PlanError, Promise, Supply
-from compressor.passes.refusals import refuse_quantized
+from compressor.passes.refusals import refuse_quantized, refuse_token_rules
 from compressor.ranker.cost import linears_of, tables_of
 from compressor.ranker.rounding import roundable_linears, with_precisions
 from compressor.ranker.spec import (
     BFloat16,
+    DenseSparseForm,
     Float16,
     Int4Blocks,
     Int8Blocks,
@@ -36,11 +37,12 @@ if TYPE_CHECKING:
     from compressor.ranker.ranker import Ranker
 
 Scheme = Literal["int8_dynamic", "int8_static", "int8_blocks", "int4_blocks", "fp16", "bf16", "none"]
-# Settings that only some schemes have, with what they are where they are left out.
+_WHOLE_NUMBERS: tuple[Scheme, ...] = ("int8_dynamic", "int8_static", "int8_blocks", "int4_blocks")
+# Settings that only some schemes have.
 _SETTINGS_OF: dict[str, tuple[Scheme, ...]] = {
+    "rounding": _WHOLE_NUMBERS,
     "observer": ("int8_static",),
     "percentile": ("int8_static",),
-    "n_pairs": ("int8_static",),
     "block_size": ("int8_blocks", "int4_blocks"),
     "reduce_range": ("int8_dynamic", "int8_static"),
 }
@@ -62,7 +64,12 @@ class Quantize(Pass):
     ``observer`` (static): ``min_max``, all that was seen; ``percentile``, all but the outermost; ``entropy``, the range
     that loses least information. By default ``min_max``.
     ``percentile``: what share of activations that observer covers, in percent; by default 99.99.
-    ``n_pairs`` (static): calibration pairs, by default 256.
+    ``rounding`` (whole numbers): of weights. ``nearest``; ``gptq``, column by column, with those that come later making
+    up for each, so that what a linear gives errs least (arXiv 2210.17323); ``awq`` (blocks), channels that read much
+    get finer steps, and blocks are cut off where that serves their outputs (arXiv 2306.00978). Scales of ``awq`` go
+    where `smooth` has links: behind blocks (BERT), values alone are scaled, and the rest is cut off only. Both look at
+    calibration pairs layer by layer, behind rounded layers; lookup tables are rounded to the nearest.
+    ``n_pairs`` (static, ``gptq``, ``awq``): calibration pairs, by default 256.
     ``block_size`` (blocks): inputs that share a scale, 32, 64 or 128; by default 32.
     ``reduce_range`` (dynamic, static): 7-bit weights, for other runtimes on x86 CPUs without VNNI, where 16-bit sums
     would saturate; ours sums wide there.
@@ -76,6 +83,7 @@ class Quantize(Pass):
     """
 
     scheme: Scheme = "int8_dynamic"
+    rounding: Literal["nearest", "gptq", "awq"] = "nearest"
     observer: Literal["min_max", "percentile", "entropy"] | None = None
     percentile: Annotated[float, Field(gt=50, le=100)] | None = None
     n_pairs: PositiveInt | None = None
@@ -87,8 +95,15 @@ class Quantize(Pass):
     @model_validator(mode="after")
     def _settings_fit_the_scheme(self) -> Self:
         for name, schemes in _SETTINGS_OF.items():
-            if getattr(self, name) not in (None, False) and self.scheme not in schemes:
+            if getattr(self, name) not in (None, False, "nearest") and self.scheme not in schemes:
                 raise ValueError(f"{name} is a setting of {' and '.join(schemes)}, not of {self.scheme}: leave it out")
+        if self.rounding == "awq" and self.scheme not in _SETTINGS_OF["block_size"]:
+            raise ValueError(
+                f"rounding: awq belongs to int8_blocks and int4_blocks: with {self.scheme}, which has one scale for a "
+                "whole row of 8-bit weights, activations lose more than weights do; put smooth before, or use gptq"
+            )
+        if self.n_pairs is not None and not self.needs():
+            raise ValueError("n_pairs is a setting of int8_static, and of rounding: gptq and awq: leave it out")
         if self.percentile is not None and self.observer != "percentile":
             raise ValueError("percentile belongs to observer: percentile")
         if self.scheme == "none" and self.keep_fp32:
@@ -96,20 +111,27 @@ class Quantize(Pass):
         return self
 
     def needs(self) -> frozenset[Need]:
-        return frozenset({"calibration"} if self.scheme == "int8_static" else ())
+        is_calibrated = self.scheme == "int8_static" or self.rounding != "nearest"
+        return frozenset({"calibration"} if is_calibrated else ())
 
     def plan(self, spec: RankerSpec) -> RankerSpec:
         refuse_quantized(spec, self.verb)
         self._refuse_half_rules(spec)
+        self._refuse_what_cannot_be_fitted(spec)
         return with_precisions(spec, self._precisions(spec), self._table_precision())
 
     def apply(self, ranker: Ranker, supply: Supply) -> Ranker:
         from compressor.algorithms.quantization import quantized
 
         refuse_quantized(ranker.spec, self.verb)
-        precisions = self._precisions(ranker.spec)
-        ranges = self._observed(ranker, list(precisions), supply) if self.scheme == "int8_static" else {}
-        return quantized(ranker, precisions, self._table_precision(), ranges)
+        precisions, table = self._precisions(ranker.spec), self._table_precision()
+        pairs = supply.pairs("calibration", self.n_pairs or _DEFAULT_PAIRS) if self.needs() else []
+        if pairs:
+            supply.note("calibration_pairs", len(pairs))
+        if self.rounding != "nearest":
+            ranker = self._fitted(ranker, list(precisions), pairs, supply)
+        ranges = self._observed(ranker, list(precisions), pairs, supply) if self.scheme == "int8_static" else {}
+        return quantized(ranker, precisions, table, ranges)
 
     def promises(self, result: Ranker) -> Sequence[Promise]:
         rounded = {name for name, part in _parts(result.spec) if part.precision.kind != "fp32"}
@@ -167,13 +189,40 @@ class Quantize(Pass):
         precision = self._linear_precision()
         return precision if isinstance(precision, Float16 | BFloat16) else Int8Rows()
 
-    def _observed(self, ranker: Ranker, names: Sequence[str], supply: Supply) -> Mapping[str, Tensor]:
+    def _refuse_what_cannot_be_fitted(self, spec: RankerSpec) -> None:
+        if self.rounding == "nearest":
+            return
+        refuse_token_rules(spec, self.verb, "rounding")
+        forms = {name: linear.form for name, linear in linears_of(spec)}
+        if found := [name for name in self._precisions(spec) if isinstance(forms[name], DenseSparseForm)]:
+            raise PlanError(
+                f"{found[0]}, stored as atoms and sparse codes, whose product alone is rounded",
+                allowed="rounding: nearest, or matrices that are stored",
+                fix=f"set rounding: nearest, or name {found[0]} under keep_fp32",
+                setting="rounding",
+            )
+
+    def _fitted(self, ranker: Ranker, names: Sequence[str], pairs: Sequence[tuple[str, str]], supply: Supply) -> Ranker:
+        """Return the ranker, in fp32, with weights on the grid that the scheme will round them on."""
+        from compressor.algorithms.calibration import calibration_batches
+        from compressor.algorithms.quantization import quantized
+        from compressor.algorithms.rounded_layers import rounded_layer_by_layer
+
+        precision = self._linear_precision()
+        assert isinstance(precision, Int8Dynamic | Int8Static | Int8Blocks | Int4Blocks)  # noqa: S101  # as validated
+        assert self.rounding != "nearest"  # noqa: S101
+        batches = calibration_batches(quantized(ranker, {}, self._table_precision()), pairs)
+        result, errors = rounded_layer_by_layer(ranker, batches, names, precision, self.rounding)
+        supply.note("output_errors", {name: [round(x, 9) for x in pair] for name, pair in errors.items()})
+        return result
+
+    def _observed(
+        self, ranker: Ranker, names: Sequence[str], pairs: Sequence[tuple[str, str]], supply: Supply
+    ) -> Mapping[str, Tensor]:
         from compressor.algorithms.calibration import calibration_batches
         from compressor.algorithms.quantization import observed_ranges
 
-        pairs = supply.pairs("calibration", self.n_pairs or _DEFAULT_PAIRS)
         ranges = observed_ranges(ranker.module, calibration_batches(ranker, pairs), names, self._observer())
-        supply.note("calibration_pairs", len(pairs))
         supply.note(
             "input_ranges", {name: [[round(x, 6) for x in pair] for pair in ranges[name].tolist()] for name in names}
         )

@@ -11,6 +11,7 @@ from compressor.algorithms.loss_options import LossOptions
 from compressor.errors import Fault, InputError
 from compressor.passes.contract import Need, Pass, PlanError, Supply
 from compressor.passes.refusals import refuse_bi_encoder, refuse_quantized
+from compressor.ranker.rounding import is_rounded
 from compressor.ranker.spec import RankerSpec
 from compressor.storage import sha256_json
 from compressor.training.drawn_parts import DrawnParts
@@ -39,9 +40,16 @@ class TrainingPass(TrainingSettings, Pass):
     of the result (LayerDrop, arXiv 1909.11556; 0.2 there, 0.5 for half of the layers). Drawn anew for each step; at
     least one layer runs, and of those that do not, neither states nor exits are trained.
     ``freeze_embeddings``: leave the embeddings as they are.
+
+    Behind `quantize`, `distill` and `finetune` train through its rounding (quantization-aware training): each step
+    computes with rounded numbers, gradients pass straight through to the weights behind them, and what comes out is
+    rounded as before. Ranges of int8_static stay as calibration fixed them: weights learn to live within them. Products
+    are taken in fp32 then, unless ``precision`` says bf16, which would blur what is rounded.
     """
 
     verb: ClassVar[str]
+    trains_rounded: ClassVar[bool] = False
+    """Whether a rounded ranker may be trained: not by a pass that chooses or reshapes weights while it trains."""
 
     exits: NonNegativeFloat | None = None
     exit_losses: ExitLosses = ExitLosses()
@@ -58,7 +66,8 @@ class TrainingPass(TrainingSettings, Pass):
             check_sources(load(need), self.lists, self.verb)
 
     def plan(self, spec: RankerSpec) -> RankerSpec:
-        refuse_quantized(spec, self.verb)
+        if not self.trains_rounded:
+            refuse_quantized(spec, self.verb)
         refuse_bi_encoder(spec)
         if self.exits and not spec.exit_layers:
             raise PlanError(
@@ -129,6 +138,7 @@ class TrainingPass(TrainingSettings, Pass):
         from compressor.training.steps import StepPlan
 
         check_sources(data, self.lists, self.verb)
+        settings = self._settings(ranker.spec)
         source = ListSource(
             data=data, tokenizer=ranker.tokenizer, settings=self.lists, seed=supply.seed, by_positive=by_positive
         )
@@ -136,13 +146,13 @@ class TrainingPass(TrainingSettings, Pass):
             self._ask(teachers, standardize, source, supply)
         module = ranker.trainable()
         module.embeddings.requires_grad_(not self.freeze_embeddings)
-        objective.begin(module, StepPlan(source=source, settings=self, seed=supply.seed).count())
+        objective.begin(module, StepPlan(source=source, settings=settings, seed=supply.seed).count())
 
         result = train(
             module,
             source,
             objective,
-            self,
+            settings,
             scratch=supply.scratch,
             seed=supply.seed,
             evaluate=self._evaluation(ranker, supply),
@@ -177,6 +187,11 @@ class TrainingPass(TrainingSettings, Pass):
     def refuse_unknown_offsets(self, offsets_known: bool) -> None:
         """Refuse losses on scores as they are, where only differences are known."""
 
+    def _settings(self, spec: RankerSpec) -> TrainingSettings:
+        """Return how a ranker of this shape is trained: in fp32 where rounding is simulated, unless bf16 is named."""
+        is_exact = not is_rounded(spec) or self.precision != "auto"
+        return self if is_exact else self.model_copy(update={"precision": "fp32"})
+
     def _evaluation(self, ranker: Ranker, supply: Supply) -> Callable[[Encoder], float] | None:
         from compressor.training.dev_metric import KENDALL_TAU, dev_metric
 
@@ -188,7 +203,7 @@ class TrainingPass(TrainingSettings, Pass):
             from compressor.training.teachers import RankerTeacher
 
             reference = teacher_scores([RankerTeacher()], data, data.pairs(), own=supply.teacher).values
-        return dev_metric(data, ranker.tokenizer, self, reference)
+        return dev_metric(data, ranker.tokenizer, self._settings(ranker.spec), reference)
 
 
 def _report(result: TrainingResult, supply: Supply) -> None:

@@ -11,11 +11,10 @@ from torch.nn import functional as F
 from compressor.ranker.dense_sparse import INDEX_TYPES, matrix_of_codes, spread
 from compressor.ranker.quantizers import (
     block_activations,
-    rounded_blocks,
     rounded_rows,
+    rounded_weight,
     to_float_kind,
     uint8_activations,
-    weight_levels,
 )
 from compressor.ranker.spec import (
     BFloat16,
@@ -89,12 +88,12 @@ class Linear(nn.Module):
             case Float32():
                 return F.linear(values, weight, bias)
             case Int8Dynamic() as precision:
-                return F.linear(uint8_activations(values), rounded_rows(weight, weight_levels(precision)), bias)
+                return F.linear(uint8_activations(values), rounded_weight(weight, precision), bias)
             case Int8Static() as precision:
                 rounded = uint8_activations(values, *self.input_ranges[index])
-                return F.linear(rounded, rounded_rows(weight, weight_levels(precision)), bias)
-            case Int8Blocks(bits=bits, block_size=size) | Int4Blocks(bits=bits, block_size=size):
-                return F.linear(block_activations(values, size), rounded_blocks(weight, bits, size), bias)
+                return F.linear(rounded, rounded_weight(weight, precision), bias)
+            case Int8Blocks(block_size=size) | Int4Blocks(block_size=size) as precision:
+                return F.linear(block_activations(values, size), rounded_weight(weight, precision), bias)
             case Float16() | BFloat16() as precision:
                 return _half_product(values, weight, bias, float_kind(precision))
 

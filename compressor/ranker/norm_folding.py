@@ -40,7 +40,7 @@ def stream_norms(spec: RankerSpec) -> Iterator[StreamNorm]:
     for index, layer in enumerate(spec.layers):
         for kind in ("attention", "ffn"):
             if block := getattr(layer, kind):
-                linears = tuple(f"layers.{index}.{kind}.{part}" for part in _readers(block))
+                linears = tuple(f"layers.{index}.{kind}.{part}" for part in reader_names(block))
                 yield StreamNorm(f"layers.{index}.{kind}_norm", getattr(layer, f"{kind}_norm"), linears)
     heads = {f"layers.{index}.exit": layer.exit for index, layer in enumerate(spec.layers) if layer.exit}
     linears = tuple(f"{name}.{part}" for name, head in [*heads.items(), ("head", spec.head)] for part in _first(head))
@@ -112,7 +112,8 @@ def _folded(norm: NormSpec, *, to_rms: bool, fold_gains: bool) -> NormSpec:
     return norm.changed(bias=False) if fold_gains else norm
 
 
-def _readers(block: AttentionSpec | FeedForwardSpec | LinearMapSpec) -> list[str]:
+def reader_names(block: AttentionSpec | FeedForwardSpec | LinearMapSpec) -> list[str]:
+    """Return the names of the linears that read what a block is given."""
     if isinstance(block, AttentionSpec):
         return ["query", "key", "value"]
     if isinstance(block, LinearMapSpec):

@@ -6,7 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from compressor.ranker.spec import FloatKind, Int8Dynamic, Int8Static
+from compressor.ranker.spec import FloatKind, Int4Blocks, Int8Blocks, Int8Dynamic, Int8Static
+
+WholeNumbers = Int8Dynamic | Int8Static | Int8Blocks | Int4Blocks
+"""The precisions whose weights are whole numbers times scales."""
 
 _HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
 # Blocks of smaller numbers count as zeros: 127 divided by less overflows.
@@ -75,6 +78,16 @@ def rounded_blocks(weight: Tensor, bits: int, block_size: int) -> Tensor:
     codes, scales = weight_blocks(weight, bits, block_size)
     rounded = (codes * scales[..., None]).flatten(1)[:, : weight.shape[1]]
     return straight_through(weight, rounded.to(weight.dtype))
+
+
+def rounded_weight(weight: Tensor, precision: WholeNumbers) -> Tensor:
+    """Return a matrix rounded as the precision does, with straight-through gradients.
+
+    What has been rounded stays as it is, to the bit: the largest magnitude, of which scales are made, is on the grid.
+    """
+    if isinstance(precision, Int8Blocks | Int4Blocks):
+        return rounded_blocks(weight, precision.bits, precision.block_size)
+    return rounded_rows(weight, weight_levels(precision))
 
 
 def scale_and_zero(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:

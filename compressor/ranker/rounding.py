@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from compressor.ranker.cost import linears_of
+from compressor.ranker.cost import linears_of, tables_of
 from compressor.ranker.spec import (
     Float32,
     LinearPrecision,
@@ -20,6 +20,11 @@ from compressor.records import Record
 def roundable_linears(spec: RankerSpec) -> list[str]:
     """Return the names of the linears that passes round: all but those of the head and of exits, in order."""
     return [name for name, _ in linears_of(spec) if not name.startswith("head.") and ".exit." not in name]
+
+
+def is_rounded(spec: RankerSpec) -> bool:
+    """Whether some linear or table is in another precision than fp32."""
+    return any(part.precision.kind != "fp32" for _, part in [*linears_of(spec), *tables_of(spec)])
 
 
 def with_precisions(

@@ -205,6 +205,15 @@ CASES = {
         export_atol=(0.05, "a sum that lands on the other side of a rounding step moves by one step of 1/255"),
         mistyped={"schema": "int8_dynamic"},
     ),
+    "smooth": Case(
+        neutral={"links": []},
+        active={"n_pairs": 16},
+        no_change="factors cancel",
+        exact_atol=(1e-4, "weights are rounded anew"),
+        no_mask="nothing is removed",
+        no_promise="scaled weights are weights like others",
+        mistyped={"alfa": 0.5},
+    ),
     "sparsify": Case(
         neutral={"sparsity": 0},
         active={"sparsity": 0.5, "method": "magnitude"},
@@ -249,5 +258,7 @@ MORE_CASES = {
     "quantize int8_static": _rounding(1e-3, 5e-3, scheme="int8_static", observer="entropy", n_pairs=16),
     "quantize int8_blocks": _rounding(1e-3, 5e-3, scheme="int8_blocks", block_size=64),
     "quantize int4_blocks": _rounding(1e-3, 5e-3, scheme="int4_blocks", keep_fp32=(0, "*.ffn.down")),
+    "quantize gptq": _rounding(1e-3, 5e-3, scheme="int4_blocks", rounding="gptq", n_pairs=16),
+    "quantize awq": _rounding(1e-3, 5e-3, scheme="int4_blocks", rounding="awq", n_pairs=16),
     "quantize fp16": _rounding(1e-3, 5e-3, scheme="fp16"),
 }

@@ -14,13 +14,13 @@ _CUTS = "put merge_adapters before all that cuts"
 
 _WIDTHS_FIRST = (
     "drop_layers", "factorize", "learn_factors", "learn_widths", "linearize_layers", "nest_widths",
-    "prune_greedily", "prune_widths", "subclone",
+    "prune_greedily", "prune_widths", "smooth", "subclone",
 )  # fmt: skip
 
 _BEFORE_QUANTIZE = (
-    "add_exits", "cut_nested", "dense_sparse", "distill", "drop_layers", "factorize", "finetune", "fold_norms",
-    "learn_factors", "learn_widths", "linearize_layers", "merge_adapters", "nest_widths", "prune_greedily",
-    "prune_widths", "quantize", "sparsify", "start_from", "subclone", "trim_vocabulary",
+    "add_exits", "cut_nested", "dense_sparse", "drop_layers", "factorize", "fold_norms", "learn_factors",
+    "learn_widths", "linearize_layers", "merge_adapters", "nest_widths", "prune_greedily", "prune_widths", "quantize",
+    "smooth", "sparsify", "start_from", "subclone", "trim_vocabulary",
 )  # fmt: skip
 
 _BEFORE_SPARSIFY = (
@@ -65,7 +65,9 @@ FORBIDDEN = {
     ("linearize_layers", "merge_adapters"): _CUTS,
     **{(first, second): _WHOLE.format(second) for first in _FACTORIZE for second in (*_NEED_WHOLE, "sparsify")},
     **{(first, second): _OTHERS for first in _FACTORIZE for second in _FACTORIZE if first != second},
-    **{("dense_sparse", second): f"put {second} before dense_sparse" for second in (*_NEED_WHOLE, *_CUT_ROWS)},
+    **{
+        ("dense_sparse", second): f"put {second} before dense_sparse" for second in (*_NEED_WHOLE, *_CUT_ROWS, "smooth")
+    },
     ("prune_greedily", "merge_adapters"): _CUTS,
     ("prune_widths", "merge_adapters"): _CUTS,
     ("subclone", "merge_adapters"): _CUTS,
