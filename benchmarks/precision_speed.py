@@ -31,6 +31,8 @@ from functools import cache
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
+
 from compressor.baselines import baseline_rows
 from compressor.bench.figures import ABSENT, shown_mb, shown_rate, shown_signed
 from compressor.bench.report import write_report
@@ -103,7 +105,7 @@ def measure(arguments: argparse.Namespace) -> Report:
     ]
     settings = BenchSettings(
         threads=(arguments.threads,), candidates=arguments.depth, measures=(MEASURE,), n_queries=arguments.timed,
-        rounds=arguments.rounds, targets=targets,
+        rounds=arguments.rounds, targets=tuple(targets),
     )  # fmt: skip
     return run_bench(
         rows, [data], settings, teacher=STOCK_ONNX, cache=arguments.out / "scores", title="precision_speed",
@@ -160,7 +162,7 @@ def _quantize_by_nncf(source: Path, folder: Path, pairs: Sequence[tuple[str, str
     encoded = tokenizer.encode_pairs(pairs)
     model = openvino.Core().read_model(source)
     names = [port.get_any_name() for port in model.inputs]
-    feeds = [padded(encoded, [row], tokenizer.pad_id) for row in range(len(pairs))]
+    feeds = [padded(encoded, np.array([row]), tokenizer.pad_id) for row in range(len(pairs))]
     quantized = nncf.quantize(
         model, nncf.Dataset([{name: feed[name] for name in names} for feed in feeds]),
         model_type=nncf.ModelType.TRANSFORMER, subset_size=len(pairs),
