@@ -73,6 +73,9 @@ def bench(
     candidates: Annotated[int, typer.Option(min=1, help="Documents per query.")] = 100,
     measures: Annotated[str, typer.Option(help="Names of ir-measures, comma-separated.")] = "nDCG@10,RR@10",
     queries: Annotated[int, typer.Option(min=1, help="Queries that are timed.")] = 20,
+    target: Annotated[
+        list[str] | None, typer.Option(help="onnxruntime, openvino or openvino_bf16, comma-separated. Repeatable.")
+    ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="How often every folder ranks every timed query.")] = 5,
     teacher: Annotated[
         str | None, typer.Option(help="The teacher: packaged, a checkpoint, an ONNX file. Adds both baselines.")
@@ -81,13 +84,14 @@ def bench(
 ) -> None:
     """Measure folders side by side: latency in interleaved rounds, quality with bounds, size, invariance.
 
-    Losses refer to the teacher, or to the first folder where none is named.
+    Losses refer to the teacher, or to the first folder where none is named. With several targets, every folder is
+    measured in each; OpenVINO wants a folder that was exported with 'export: {portable: true}'.
     """
     from compressor.commands import bench as measure
 
     measure(
         folders, data, teacher=teacher, out=out, threads=threads, candidates=candidates, measures=measures,
-        n_queries=queries, rounds=rounds,
+        n_queries=queries, rounds=rounds, targets=target or [],
     )  # fmt: skip
 
 

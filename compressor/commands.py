@@ -16,15 +16,16 @@ from compressor.bench.quality import parse_measures
 from compressor.bench.report import read_report, write_report
 from compressor.bench.rows import RowSpec
 from compressor.bench.run import run_bench
+from compressor.bench.targets import present_targets, rows_on_targets
 from compressor.bench.terminal import print_report, print_verdict
 from compressor.console import say
 from compressor.data import RankingData, load_data
 from compressor.data_reference import DataReference
 from compressor.errors import Fault, InputError, suggest
-from compressor.gate_settings import STOCK_ONNX, BenchSettings
+from compressor.gate_settings import STOCK_ONNX, BenchSettings, Target
 from compressor.prepare import check
 from compressor.recipe_faults import flag_faults
-from compressor.runtime.folder import choose_onnx_file
+from compressor.runtime.folder import choose_onnx_file, choose_portable_file
 from compressor.runtime.packed import Values
 from compressor.runtime.threads import available_threads
 from compressor.storage import check_folder_to_write
@@ -55,20 +56,28 @@ def bench(
     out: Path,
     threads: str,
     measures: str,
+    targets: Sequence[str] = (),
     **settings: Any,
 ) -> None:
-    """Measure folders side by side and write ``report.json`` and ``report.html``.
+    """Measure folders side by side, in every target, and write ``report.json`` and ``report.html``.
 
     Raises:
         InputError: a folder, a data reference or a setting is at fault.
     """
     wanted = {**settings, "measures": _words(measures), "threads": _words(threads) or [str(available_threads())]}
+    if named := [word for text in targets for word in _words(text)]:
+        wanted["targets"] = named
     checked = _bench_settings(wanted)
-    data = _checked_input(folders, references, out, checked)
+    present, notes = present_targets(checked.targets)
+    for note in notes:
+        say(note)
+    data = _checked_input(folders, references, out, checked, present)
     rows = [RowSpec(name=name, folder=folder) for name, folder in zip(_names(folders), folders, strict=True)]
     if teacher:
         rows = [*_baselines(teacher, out), *rows]
-    report = run_bench(rows, data, checked, teacher=STOCK_ONNX if teacher else rows[0].name, cache=out / "scores")
+    rows = rows_on_targets(rows, present)
+    reference = STOCK_ONNX if teacher else rows[0].name
+    report = run_bench(rows, data, checked, teacher=reference, cache=out / "scores", notes=notes)
     write_report(report, out)
     print_report(report)
     say(f"report: {out / 'report.html'}")
@@ -123,13 +132,17 @@ def _words(text: str) -> list[str]:
 
 
 def _checked_input(
-    folders: Sequence[Path], references: Sequence[str], out: Path, settings: BenchSettings
+    folders: Sequence[Path], references: Sequence[str], out: Path, settings: BenchSettings, targets: Sequence[Target]
 ) -> list[RankingData]:
     """Load the data, once every folder is known to hold a graph; all faults at once."""
     faults: list[Fault] = []
     data: list[RankingData] = []
     checks: list[Callable[[], object]] = [
-        *(partial(choose_onnx_file, folder) for folder in folders),
+        *(
+            partial(choose_onnx_file if target == "onnxruntime" else choose_portable_file, folder)
+            for folder in folders
+            for target in targets
+        ),
         partial(check_folder_to_write, out),
         partial(parse_measures, settings.measures, source="command line: --measures"),
         *(partial(lambda text: data.append(_load(text, settings.candidates)), text) for text in references),
@@ -140,7 +153,7 @@ def _checked_input(
         except InputError as error:
             faults += error.faults
     if faults:
-        raise InputError(faults)
+        raise InputError(dict.fromkeys(faults))  # what several targets find is said once
     return data
 
 
@@ -171,4 +184,4 @@ def _bench_settings(values: dict[str, Any]) -> BenchSettings:
     try:
         return BenchSettings.model_validate(values)
     except ValidationError as error:
-        raise InputError(flag_faults(error, values, BenchSettings, n_queries="queries")) from None
+        raise InputError(flag_faults(error, values, BenchSettings, n_queries="queries", targets="target")) from None

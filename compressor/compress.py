@@ -12,6 +12,7 @@ from compressor.bench.report import REPORT_HTML, REPORT_JSON, write_report
 from compressor.bench.rows import RowSpec
 from compressor.bench.run import run_bench
 from compressor.bench.schema import HistoryEntry
+from compressor.bench.targets import present_targets, rows_on_targets
 from compressor.bench.terminal import print_report
 from compressor.console import say
 from compressor.data import RankingData
@@ -57,6 +58,9 @@ def _run(prepared: Prepared) -> int:
     from compressor.families import load_teacher
 
     recipe, out, desk = prepared.recipe, prepared.out, prepared.desk
+    targets, notes = present_targets(recipe.bench.targets) if recipe.data.test else ([], [])
+    for note in notes:
+        say(note)
     write_whole(out / RESOLVED, _resolved(recipe, prepared.path.parent).dump_yaml())
     for name in (REPORT_JSON, REPORT_HTML):
         (out / name).unlink(missing_ok=True)  # a killed run must not leave an old report beside a new model
@@ -81,19 +85,21 @@ def _run(prepared: Prepared) -> int:
         say(f"wrote {out / 'model'}; the recipe names no data.test, so nothing was measured")
         return EXIT_PASS
     baselines = baseline_rows(out / "stages" / f"baselines-{prepared.teacher[:16]}", teacher, say)
-    return _measure(prepared, baselines, ranker)
+    rows = rows_on_targets([*baselines, RowSpec(name=prepared.name, folder=out / "model")], targets)
+    return _measure(prepared, rows, ranker, notes)
 
 
-def _measure(prepared: Prepared, baselines: list[RowSpec], ranker: Ranker) -> int:
+def _measure(prepared: Prepared, rows: list[RowSpec], ranker: Ranker, notes: list[str]) -> int:
     recipe, out = prepared.recipe, prepared.out
     report = run_bench(
-        [*baselines, RowSpec(name=prepared.name, folder=out / "model")],
+        rows,
         prepared.desk.tests,
         recipe.bench,
         teacher=STOCK_ONNX,
         cache=out / "stages" / "scores",
         title=f"rankpress compress {prepared.path.name}",
         history=_history(ranker, prepared),
+        notes=notes,
     )
     if recipe.gate:
         report = report.changed(gate=gate_report(report, recipe.gate))

@@ -16,6 +16,7 @@ STOCK_ONNX, TORCH = "stock_onnx_fp32", "torch_fp32_padded"
 BASELINES = (STOCK_ONNX, TORCH)  # the rows that every `compress` adds
 
 Agreement = Literal["kendall_tau", "overlap@10"]
+Target = Literal["onnxruntime", "openvino", "openvino_bf16"]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -72,6 +73,8 @@ class BenchSettings(Record):
         threads: thread counts at which latency is measured, each on its own.
         candidates: documents per query, for quality and for latency.
         measures: names of ir-measures.
+        targets: the runtimes that rankers run in, each a row: ``onnxruntime``, ``openvino`` (computing in fp32) and
+            ``openvino_bf16``. One that is not there is left out, and the report says so.
         n_queries: queries that are timed, spread over all data sets.
         rounds: how often every row ranks every timed query; rows take turns within a round.
         warmup_queries: queries that each row ranks first, unmeasured.
@@ -83,6 +86,7 @@ class BenchSettings(Record):
     threads: tuple[PositiveInt, ...] = Field(default=(1, 2), min_length=1)
     candidates: PositiveInt = 100
     measures: tuple[MeasureName, ...] = Field(default=("nDCG@10", "RR@10"), min_length=1)
+    targets: tuple[Target, ...] = Field(default=("onnxruntime",), min_length=1)
     n_queries: PositiveInt = 20
     rounds: PositiveInt = 5
     warmup_queries: PositiveInt = 2
@@ -92,7 +96,7 @@ class BenchSettings(Record):
 
     @model_validator(mode="after")
     def _nothing_twice(self) -> BenchSettings:
-        for name in ("threads", "measures"):
+        for name in ("threads", "measures", "targets"):
             values = getattr(self, name)
             if len(set(values)) < len(values):
                 raise ValueError(f"{name} names a value twice: {', '.join(map(str, values))}")

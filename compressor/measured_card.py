@@ -36,21 +36,28 @@ def markdown_table(report: Report) -> str:
     heads.append("MB")
     lines = [_line(heads), _line(["---"] * len(heads))]
     lines += [_line(_cells(report, row, columns, references)) for row in report.rows]
-    machine, load = report.machine, report.workload
-    candidates = " and ".join(f"{name} ({data.n_queries} queries)" for name, data in report.data.items())
-    conditions = (
-        f"{machine.cpu}, {machine.available_threads} threads at hand, ONNX Runtime {machine.versions['onnxruntime']}; "
-        f"{candidates}, {report.settings.candidates} candidates per query; times are per query, tokenization included, "
-        f"{load.n_queries} queries in {load.rounds} interleaved rounds, {load.mean_tokens} tokens per pair on average. "
-        f"Losses are relative to {report.teacher}, with the one-sided 95 % bound of the paired difference; "
-        "speed-ups are medians of paired ratios."
-    )
     verdict = (
         f"\n\nGate: **{report.gate.verdict}**. " + " ".join(c.sentence for c in report.gate.checks)
         if report.gate
         else ""
     )
-    return "\n".join([conditions, "", *lines]) + verdict + "\n"
+    return "\n".join([conditions(report), "", *lines]) + verdict + "\n"
+
+
+def conditions(report: Report) -> str:
+    """Return what a report was measured on, and what its figures mean, in a few sentences."""
+    machine, load = report.machine, report.workload
+    candidates = " and ".join(f"{name} ({data.n_queries} queries)" for name, data in report.data.items())
+    runtimes = f"ONNX Runtime {machine.versions['onnxruntime']}"
+    if any(row.engine.startswith("openvino") for row in report.rows):
+        runtimes += f", OpenVINO {machine.versions['openvino']}"
+    return (
+        f"{machine.cpu}, {machine.available_threads} threads at hand, {runtimes}; "
+        f"{candidates}, {report.settings.candidates} candidates per query; times are per query, tokenization included, "
+        f"{load.n_queries} queries in {load.rounds} interleaved rounds, {load.mean_tokens} tokens per pair on average. "
+        f"Losses are relative to {report.teacher}, with the one-sided 95 % bound of the paired difference; "
+        "speed-ups are medians of paired ratios."
+    )
 
 
 def _summary(report: Report) -> dict[str, Any]:

@@ -134,6 +134,10 @@ def _contradictions(recipe: Recipe, source: str | Path) -> Iterator[Fault]:
         names = [shown_as(reference) for reference in getattr(recipe.data, place)]
         for name in sorted({name for name in names if names.count(name) > 1}):
             yield Fault(source=source, where=f"data.{place}", found=f"{name} twice", fix="take one away")
+    if recipe.bench.targets != ("onnxruntime",) and not recipe.export.portable:
+        fix = "add export: {portable: true}"
+        found = "a runtime without ONNX Runtime's own ops, and no export in standard ops alone"
+        yield Fault(source=source, where="bench.targets", found=found, fix=fix)
     if recipe.gate is None:
         return
     if recipe.gate.is_empty:

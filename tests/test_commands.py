@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from compressor import commands
+from compressor.bench import targets
 from compressor.errors import Fault, InputError
 
 
@@ -17,8 +18,8 @@ def benched(monkeypatch, tiny_data):
     """Stand-ins for data and measurement; returns what `run_bench` was asked for."""
     asked: dict[str, Any] = {}
 
-    def run_bench(rows, data, settings, *, teacher, cache):
-        asked.update(rows=rows, data=data, settings=settings, teacher=teacher, cache=cache)
+    def run_bench(rows, data, settings, *, teacher, cache, notes):
+        asked.update(rows=rows, data=data, settings=settings, teacher=teacher, cache=cache, notes=notes)
         raise KeyboardInterrupt  # before anything is written
 
     monkeypatch.setattr(commands, "run_bench", run_bench)
@@ -59,6 +60,49 @@ def test_flags_become_settings(benched, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         bench("a", threads="1, 2")
     assert benched["settings"].threads == (1, 2)
+
+
+def test_every_target_is_a_row(benched, monkeypatch):
+    monkeypatch.setattr(targets, "why_missing", lambda precision: "")
+    monkeypatch.setattr(commands, "choose_portable_file", lambda folder: folder / "portable.onnx")
+    with pytest.raises(KeyboardInterrupt):
+        bench("a", "b", targets=["onnxruntime, openvino", "openvino_bf16"])
+    assert [(row.name, row.engine, row.scores_of) for row in benched["rows"]] == [
+        ("a", "onnx", None),
+        ("a @ openvino", "openvino", "a"),
+        ("a @ openvino_bf16", "openvino_bf16", None),
+        ("b", "onnx", None),
+        ("b @ openvino", "openvino", "b"),
+        ("b @ openvino_bf16", "openvino_bf16", None),
+    ]
+    assert benched["settings"].targets == ("onnxruntime", "openvino", "openvino_bf16")
+    assert (benched["teacher"], benched["notes"]) == ("a", [])
+
+
+def test_a_target_that_is_not_there_is_left_out_in_words(benched, monkeypatch, capsys):
+    monkeypatch.setattr(
+        targets, "why_missing", lambda precision: "the package openvino is not installed: pip install x"
+    )
+    said = "openvino was left out: the package openvino is not installed: pip install x."
+    with pytest.raises(KeyboardInterrupt):
+        bench("a", targets=["onnxruntime,openvino"])
+    assert [row.name for row in benched["rows"]] == ["a"]
+    assert benched["notes"] == [said]
+    assert said in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(InputError, match="openvino: found no such target; the package openvino is not installed"):
+        bench("a", targets=["openvino"])
+    with pytest.raises(InputError, match=r"--target: found 'openvno'; .*did you mean 'openvino'"):
+        bench("a", targets=["openvno"])
+
+
+def test_a_folder_without_a_portable_graph_is_refused_before_anything_is_measured(benched, monkeypatch, tmp_path):
+    monkeypatch.setattr(targets, "why_missing", lambda precision: "")
+    (tmp_path / "a" / "onnx").mkdir(parents=True)
+    (tmp_path / "a" / "onnx" / "model.onnx").write_bytes(b"x")
+    (tmp_path / "a" / "rankpress.json").write_text("{}")
+    with pytest.raises(InputError, match=r"no graph in standard ops alone; allowed: onnx/model_portable\.onnx"):
+        bench(tmp_path / "a", targets=["openvino"])
+    assert not benched
 
 
 def test_all_faulty_flags_of_bench_are_named(benched):

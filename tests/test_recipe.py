@@ -117,10 +117,14 @@ FAULTY = [
     ("teacher: packaged\nbench: {candidates: ten}", ["r.yaml: bench.candidates: found 'ten'; allowed: a whole number"]),
     ("teacher: ''", ["r.yaml: teacher: found ''; allowed: text that is not empty"]),
     ("teacher: packaged\nbench:", ["r.yaml: bench: found nothing; allowed: a mapping of threads, candidates, measures, "
-      "n_queries, rounds, warmup_queries, time_budget_s, padded_batch_pairs, seed"]),
+      "targets, n_queries, rounds, warmup_queries, time_budget_s, padded_batch_pairs, seed"]),
     ("teacher: packaged\nbench: {threads: 1, 2: 3}", ["r.yaml: bench.threads: found 1; allowed: a list",
       "r.yaml: bench.2: found the unknown key '2'; allowed: candidates, measures, n_queries, padded_batch_pairs, "
-      "rounds, seed, time_budget_s, warmup_queries"]),
+      "rounds, seed, targets, time_budget_s, warmup_queries"]),
+    ("teacher: packaged\nbench: {targets: [openvno]}", ["r.yaml: bench.targets.0: found 'openvno'; allowed: "
+      "'onnxruntime', 'openvino' or 'openvino_bf16'; did you mean 'openvino'?"]),
+    ("teacher: packaged\nbench: {targets: [onnxruntime, openvino]}", ["r.yaml: bench.targets: found a runtime without "
+      "ONNX Runtime's own ops, and no export in standard ops alone; add export: {portable: true}"]),
     ("teacher: packaged\nbench: {threads: []}", ["r.yaml: bench.threads: found []; allowed: a list that is not empty"]),
     ("teacher: packaged\nbench: {time_budget_s: .inf}", ["r.yaml: bench.time_budget_s: found inf; allowed: a finite "
       "number"]),

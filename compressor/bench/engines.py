@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
 from compressor.errors import Fault, InputError, RunError
 
 if TYPE_CHECKING:
-    from compressor.runtime.ranker import EncodedSides
+    from compressor.runtime.ranker import EncodedSides, OnnxRanker
     from compressor.runtime.tokenizer import Encoded
 
 
@@ -54,9 +55,15 @@ OpenEngine = Callable[[dict[str, Any]], Engine]
 def open_engine(request: dict[str, Any]) -> Engine:
     """Open the engine that a load request names (keys: engine, folder, file, threads, padded_batch_pairs)."""
     folder, threads = Path(request["folder"]), int(request["threads"])
-    if request["engine"] == "onnx":
-        return OnnxEngine(folder, request["file"], threads)
-    return TorchPadded(folder, threads, int(request["padded_batch_pairs"]))
+    match request["engine"]:
+        case "onnx":
+            return OnnxEngine(folder, request["file"], threads)
+        case "openvino":
+            return OpenVinoEngine(folder, request["file"], threads)
+        case "openvino_bf16":
+            return OpenVinoEngine(folder, request["file"], threads, precision="bf16")
+        case _:
+            return TorchPadded(folder, threads, int(request["padded_batch_pairs"]))
 
 
 @dataclass
@@ -74,12 +81,19 @@ class OnnxEngine:
 
     def __post_init__(self) -> None:
         start = time.perf_counter()
-        from compressor.runtime.ranker import OnnxRanker
-
+        self._import()
         imported = time.perf_counter()
-        self._ranker = OnnxRanker.load(self.folder, file=self.file, threads=self.threads)
+        self._ranker = self._load()
         self.import_s, self.load_s = imported - start, time.perf_counter() - imported
         self.weights_path = self._ranker.onnx_path
+
+    def _import(self) -> None:
+        import compressor.runtime.ranker  # noqa: F401
+
+    def _load(self) -> OnnxRanker:
+        from compressor.runtime.ranker import OnnxRanker
+
+        return OnnxRanker.load(self.folder, file=self.file, threads=self.threads)
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> Scored:
         start = time.perf_counter()
@@ -94,6 +108,23 @@ class OnnxEngine:
 
     def score_in_one_batch(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
         return self._ranker.score_encoded(self._ranker.encode(pairs), batch_tokens=2**31)
+
+
+@dataclass
+class OpenVinoEngine(OnnxEngine):
+    """A folder's portable graph in OpenVINO, with the batches of `OnnxEngine`; pairs go through it at full depth."""
+
+    precision: Literal["f32", "bf16"] = "f32"
+
+    def _import(self) -> None:
+        super()._import()
+        with contextlib.suppress(ModuleNotFoundError):  # loading says what to install
+            import openvino  # noqa: F401
+
+    def _load(self) -> OnnxRanker:
+        from compressor.bench.openvino_session import load_ranker
+
+        return load_ranker(self.folder, self.file, self.threads, self.precision)
 
 
 def _lengths(encoded: Encoded | EncodedSides) -> list[int]:

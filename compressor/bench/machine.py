@@ -14,7 +14,10 @@ _ISA_FLAGS = (
     "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16", "avx512_fp16",
     "amx_tile", "amx_int8", "amx_bf16", "asimd", "asimddp", "asimdhp", "i8mm", "bf16", "sve", "sve2",
 )  # fmt: skip
-_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "numpy", "tokenizers", "torch", "transformers", "ir-measures", "onnx")
+_PACKAGES = (
+    "onnxruntime", "onnxruntime-gpu", "openvino", "nncf", "numpy", "tokenizers", "torch", "transformers", "ir-measures",
+    "onnx",
+)  # fmt: skip
 
 
 def describe_machine() -> Machine:

@@ -14,10 +14,10 @@ from compressor import __version__
 from compressor.bench.machine import cpu_model, isa_flags
 from compressor.errors import Fault, InputError, suggest
 from compressor.records import Record
-from compressor.runtime.folder import cascade_of, choose_onnx_file
+from compressor.runtime.folder import cascade_of, choose_onnx_file, choose_portable_file
 from compressor.storage import sha256_file, sha256_json
 
-Engine = Literal["onnx", "torch_fp32_padded"]
+Engine = Literal["onnx", "openvino", "openvino_bf16", "torch_fp32_padded"]
 
 _TEXT_FILES = {".json", ".txt", ".model"}
 _CHECKPOINT_FILES = {".safetensors", ".bin"}
@@ -25,6 +25,8 @@ _CHECKPOINT_FILES = {".safetensors", ".bin"}
 _OWN_RECORDS = {"rankpress.json", "report.json", "spec.json"}
 _ENGINE_PACKAGES: dict[Engine, tuple[str, ...]] = {
     "onnx": ("onnxruntime", "tokenizers"),
+    "openvino": ("openvino", "tokenizers"),
+    "openvino_bf16": ("openvino", "tokenizers"),
     "torch_fp32_padded": ("torch", "transformers", "tokenizers"),
 }
 
@@ -35,8 +37,10 @@ class RowSpec(Record):
     Attributes:
         name: unique in a report; the baselines are called ``stock_onnx_fp32`` and ``torch_fp32_padded``.
         folder: an ONNX folder, own or foreign; for ``torch_fp32_padded`` a stock Hugging Face checkpoint.
-        file: the ONNX file inside the folder, where the folder's main file is not meant.
+        file: the ONNX file inside the folder, where the folder's main file is not meant. OpenVINO takes the portable
+            one by default, and knows files of its own besides (``openvino/openvino_model.xml``).
         engine: ``onnx``: ONNX Runtime, pairs sorted by length under a token budget, batches trimmed;
+            ``openvino``, ``openvino_bf16``: OpenVINO with the same batches, computing in fp32, or in bf16;
             ``torch_fp32_padded``: the stock transformers model in fp32, batches of pairs in the order in which they
             come, padded to the longest of the batch, as most users run it.
         scores_of: another row that is the same model in another runtime. Its quality figures are taken over once the
@@ -49,6 +53,28 @@ class RowSpec(Record):
     file: str | None = None
     engine: Engine = "onnx"
     scores_of: str | None = None
+
+    @property
+    def is_graph(self) -> bool:
+        """Whether a graph is run, and not a checkpoint."""
+        return self.engine != "torch_fp32_padded"
+
+    @property
+    def graph_path(self) -> Path:
+        """The graph's file.
+
+        Raises:
+            InputError: the folder holds none that could be meant.
+        """
+        choose = choose_onnx_file if self.engine == "onnx" else choose_portable_file
+        return choose(self.folder, self.file)
+
+
+def external_data(graph: Path) -> list[Path]:
+    """Return the files beside a graph that hold its weights, where they are not in it."""
+    beside = [graph.with_name(graph.name + suffix) for suffix in (".data", "_data")]
+    beside += [graph.with_suffix(".bin")] if graph.suffix == ".xml" else []
+    return [path for path in beside if path.is_file()]
 
 
 def check_rows(rows: Sequence[RowSpec], teacher: str) -> None:
@@ -86,7 +112,7 @@ def row_fingerprint(row: RowSpec) -> str:
     content = {path.relative_to(row.folder).as_posix(): sha256_file(path) for path in _content(row)}
     runtime = {package: _version(package) for package in _ENGINE_PACKAGES[row.engine]}
     machine = [platform.machine(), cpu_model(), isa_flags()]
-    staged = cascade_of(row.folder, choose_onnx_file(row.folder, row.file)) if row.engine == "onnx" else None
+    staged = cascade_of(row.folder, row.graph_path) if row.is_graph else None
     cascade = [staged[0].model_dump(mode="json")] if staged else []
     return sha256_json([__version__, row.engine, content, runtime, machine, *cascade])
 
@@ -94,12 +120,11 @@ def row_fingerprint(row: RowSpec) -> str:
 def _content(row: RowSpec) -> list[Path]:
     beside = [path for path in sorted(row.folder.iterdir()) if path.is_file() and path.suffix in _TEXT_FILES]
     files = [path for path in beside if path.name not in _OWN_RECORDS]
-    if row.engine == "torch_fp32_padded":
+    if not row.is_graph:
         return files + [path for path in sorted(row.folder.iterdir()) if path.suffix in _CHECKPOINT_FILES]
-    graph = choose_onnx_file(row.folder, row.file)
-    external = [graph.with_name(graph.name + suffix) for suffix in (".data", "_data")]
+    graph = row.graph_path
     staged = cascade_of(row.folder, graph)
-    return [*files, graph, *(staged[1] if staged else ()), *(path for path in external if path.is_file())]
+    return [*files, graph, *(staged[1] if staged else ()), *external_data(graph)]
 
 
 def _version(package: str) -> str:

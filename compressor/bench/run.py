@@ -38,6 +38,7 @@ _DIGITS = 8
 def run_bench(
     rows: Sequence[RowSpec], data: Sequence[RankingData], settings: BenchSettings, *, teacher: str,
     cache: Path | None = None, title: str = "rankpress bench", history: Sequence[HistoryEntry] = (),
+    notes: Sequence[str] = (),
 ) -> Report:  # fmt: skip
     """Measure rows side by side: first latency in interleaved rounds, then the quality of every score.
 
@@ -46,6 +47,7 @@ def run_bench(
         data: data sets with candidates; judgments may be absent, agreement needs none.
         teacher: name of the row that losses and agreement refer to.
         cache: folder where scores are kept between runs, keyed by the row's and the data's content.
+        notes: what a reader must know beforehand, such as targets that were left out.
 
     Raises:
         InputError: rows, data or settings that cannot be measured.
@@ -60,7 +62,7 @@ def run_bench(
     _print_plan(rows, data, workload, settings)
     timings = [measure_latency(rows, workload, settings, threads=threads) for threads in sorted(settings.threads)]
     threads = max(settings.threads)
-    scores, differences, notes = _all_scores(rows, data, settings, timings[-1], threads, cache)
+    scores, differences, doubts = _all_scores(rows, data, settings, timings[-1], threads, cache)
     lengths = timings[-1].rows[teacher].lengths
     rounds, n_queries = timings[-1].rows[teacher].total_s.shape
     summary = Workload(
@@ -71,7 +73,7 @@ def run_bench(
     machine = describe_machine()
     qualities = {row.name: {one.name: evaluate(one, scores[row.name][one.name], settings.measures) for one in data}
                  for row in rows}  # fmt: skip
-    notes = [*_timing_notes(timings, summary, machine.available_threads), *notes]
+    notes = [*notes, *_timing_notes(timings, summary, machine.available_threads), *doubts]
     report_rows = [
         _row(row, rows, data, scores, qualities, timings, workload, teacher, differences, threads) for row in rows
     ]

@@ -99,7 +99,7 @@ def _open_store(cache: Path | None, key: list[object], n_pairs: int) -> np.ndarr
 
 
 def _batching(row: RowSpec, settings: BenchSettings) -> int:
-    return settings.padded_batch_pairs if row.engine == "torch_fp32_padded" else 0
+    return 0 if row.is_graph else settings.padded_batch_pairs
 
 
 def _size(span: slice) -> int:

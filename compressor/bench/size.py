@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from compressor.bench.rows import RowSpec
+from compressor.bench.rows import RowSpec, external_data
 from compressor.runtime.folder import cascade_of
 
 _ATTENTION_KEYS = ("num_hidden_layers", "hidden_size")
@@ -44,11 +44,11 @@ def cost_of(row: RowSpec, weights_path: Path, lengths: np.ndarray, stages: np.nd
         stages: how many stages of a cascade each one passed, where the folder has one. The file is then its graphs.
     """
     size = _bytes_with_external_data(weights_path)
-    staged = cascade_of(row.folder, weights_path) if row.engine == "onnx" and weights_path.is_file() else None
+    staged = cascade_of(row.folder, weights_path) if row.is_graph and weights_path.is_file() else None
     if staged and stages is not None:
         size = sum(path.stat().st_size for path in staged[1])
         return _own(row.folder / "spec.json", weights_path, size, lengths, stages)
-    if row.engine == "onnx" and (row.folder / "spec.json").is_file():
+    if row.is_graph and (row.folder / "spec.json").is_file():
         return _own(row.folder / "spec.json", weights_path, size, lengths)
     if weights_path.suffix == ".onnx" and weights_path.is_file():
         counted = _graph(weights_path)
@@ -162,5 +162,4 @@ def _attention_macs(config_path: Path, lengths: np.ndarray) -> float | None:
 def _bytes_with_external_data(weights_path: Path) -> int | None:
     if not weights_path.is_file():
         return None
-    beside = [weights_path.with_name(weights_path.name + suffix) for suffix in (".data", "_data")]
-    return weights_path.stat().st_size + sum(path.stat().st_size for path in beside if path.is_file())
+    return weights_path.stat().st_size + sum(path.stat().st_size for path in external_data(weights_path))

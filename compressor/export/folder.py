@@ -20,7 +20,6 @@ from compressor.export.manifest import (
     COMPANION_FILE,
     HALF_FILES,
     MAIN_FILE,
-    PORTABLE_FILE,
     make_manifest,
 )
 from compressor.export.model_card import write_model_card
@@ -32,7 +31,7 @@ from compressor.ranker.ranker import Ranker
 from compressor.ranker.rounding import in_fp32, round_spec
 from compressor.ranker.spec import Int8Dynamic, Int8Rows, LinearSpec, TableSpec, float_kind
 from compressor.runtime.cascade import OnnxCascade
-from compressor.runtime.folder import MANIFEST
+from compressor.runtime.folder import MANIFEST, PORTABLE_FILE
 from compressor.storage import whole_folder, write_json
 
 

@@ -14,6 +14,7 @@ from compressor.storage import inside, read_json
 MANIFEST = "rankpress.json"
 MAIN_FILE_KEY = "main_file"
 CASCADE_KEY = "cascade"
+PORTABLE_FILE = "onnx/model_portable.onnx"
 _USUAL_FILES = ("onnx/model.onnx", "model.onnx")
 
 
@@ -54,6 +55,29 @@ def choose_onnx_file(folder: Path, file: str | None = None) -> Path:
     if not others and any(folder.glob("*.safetensors")):
         fix = "this is a torch checkpoint: 'rankpress compress' with an empty 'passes:' exports it as it is"
     raise InputError(Fault(source=folder, found="no ONNX file", allowed=" or ".join(_USUAL_FILES), fix=fix))
+
+
+def choose_portable_file(folder: Path, file: str | None = None) -> Path:
+    """Return the path of the graph to load in a runtime without ONNX Runtime's own ops, OpenVINO for one.
+
+    The ``file`` asked for, else ``onnx/model_portable.onnx``, else, in folders that other tools exported, what
+    `choose_onnx_file` chooses. Our main file has fused ops: such a runtime refuses them or rounds otherwise.
+
+    Raises:
+        InputError: as `choose_onnx_file`, and where a folder of ours was exported without a portable graph.
+    """
+    if file is not None or not (folder / PORTABLE_FILE).is_file():
+        chosen = choose_onnx_file(folder, file)
+        if file is None and (folder / MANIFEST).is_file():
+            fix = (
+                "set export: {portable: true} in its recipe, or compress again with --set export.portable=true: "
+                "finished stages are kept, so that little more than the export is done"
+            )
+            raise InputError(
+                Fault(source=folder, found="no graph in standard ops alone", allowed=PORTABLE_FILE, fix=fix)
+            )
+        return chosen
+    return folder / PORTABLE_FILE
 
 
 def cascade_of(folder: Path, onnx_path: Path) -> tuple[ExportedCascade, list[Path]] | None:

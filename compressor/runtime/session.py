@@ -35,7 +35,7 @@ def open_session(
         InputError: no such file, not an ONNX file, one that this ONNX Runtime cannot run, or unknown ``providers``
             or ``threads``.
     """
-    faults = _argument_faults(threads, providers) + _file_faults(onnx_path)
+    faults = _argument_faults(threads, providers) + file_faults(onnx_path)
     if faults:
         raise InputError(faults)
     options = session_options(threads or available_threads())
@@ -87,7 +87,8 @@ def _argument_faults(threads: int | None, providers: Sequence[str] | None) -> li
     return faults
 
 
-def _file_faults(onnx_path: Path) -> list[Fault]:
+def file_faults(onnx_path: Path) -> list[Fault]:
+    """Return why a path cannot be a graph's file, before any runtime looks into it."""
     if not onnx_path.exists():
         return [Fault(source=onnx_path, found="no such file", allowed="an ONNX file")]
     if not onnx_path.is_file():

@@ -65,6 +65,13 @@ def test_external_data_count(graph_folder):
     assert cost.size_bytes == (graph_folder / "model.onnx").stat().st_size + 5000
 
 
+def test_the_weights_of_openvino_files_count(tmp_path):
+    (tmp_path / "model.xml").write_bytes(b"x" * 30)
+    (tmp_path / "model.bin").write_bytes(b"x" * 4000)
+    cost = cost_of(RowSpec(name="nncf", folder=tmp_path, engine="openvino"), tmp_path / "model.xml", LENGTHS)
+    assert cost.size_bytes == 4030
+
+
 def test_an_own_folder_is_counted_from_its_spec(tiny_ranker, tmp_path):
     from compressor.ranker.cost import macs, parameters
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from compressor.errors import InputError
-from compressor.runtime.folder import choose_onnx_file
+from compressor.runtime.folder import choose_onnx_file, choose_portable_file
 
 
 @pytest.fixture
@@ -36,6 +36,20 @@ def test_order_of_choice(folder: Path) -> None:
     (folder / "rankpress.json").write_text('{"main_file": "onnx/model_quantized.onnx"}')
     assert choose_onnx_file(folder) == folder / "onnx/model_quantized.onnx"
     assert choose_onnx_file(folder, "onnx/portable.onnx") == folder / "onnx/portable.onnx"
+
+
+def test_order_of_choice_without_fused_ops(folder: Path) -> None:
+    put(folder, "onnx/model.onnx", "other.xml")
+    assert choose_portable_file(folder) == folder / "onnx/model.onnx", "other tools export standard ops"
+    assert choose_portable_file(folder, "other.xml") == folder / "other.xml"
+    (folder / "rankpress.json").write_text('{"main_file": "onnx/model.onnx"}')
+    assert choose_portable_file(folder, "onnx/model.onnx") == folder / "onnx/model.onnx", "who names it, means it"
+    with pytest.raises(InputError, match=r"allowed: onnx/model_portable\.onnx; set export: \{portable: true\}"):
+        choose_portable_file(folder)
+    put(folder, "onnx/model_portable.onnx")
+    assert choose_portable_file(folder) == folder / "onnx/model_portable.onnx"
+    with pytest.raises(InputError, match="no such folder"):
+        choose_portable_file(folder / "missing")
 
 
 def test_no_such_folder(tmp_path: Path) -> None:

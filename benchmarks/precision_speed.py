@@ -1,0 +1,267 @@
+"""What does each precision gain, and what does it cost? Ours and other toolkits', in two runtimes, in one table.
+
+Peers, all made of the teacher's stock export (`torch.onnx.export`):
+
+- ``stock_onnx_fp32``: as it is, in ONNX Runtime; the row that losses refer to.
+- ``stock_ort_int8``: ONNX Runtime's own `quantize_dynamic` behind `quant_pre_process`, as its documentation advises.
+- ``stock_onnx_fp32 @ openvino`` and ``@ openvino_bf16``: the same export in OpenVINO, where the CPU has bf16.
+- ``stock_nncf_int8 @ openvino``: quantized by NNCF for transformers, calibrated on pairs of ``--calibration``.
+
+Ours: the written graph in fp32 (``rankpress_fp32``, the row that speed refers to) and in every scheme of `quantize`, of
+the teacher and of a cut of it (``cut_...``: `prune_widths` to half of the multiply-adds), each in ONNX Runtime, and its
+portable graph in OpenVINO. Passes see the same calibration pairs as NNCF.
+
+Every row runs in a process of its own on the same candidate lists, threads and sorted batches; rows take turns query by
+query, and a ratio is the median of those within such turns. What is not installed is left out in words. Results:
+``report.json`` (the schema of `rankpress bench`), ``report.html`` and ``precision_speed.md`` in the output folder.
+Folders and scores that are there already are used again.
+
+    pip install 'rankpress[quickstart,openvino]' nncf
+    python benchmarks/precision_speed.py --data path/to/trec-dl-2021/test --candidates runs/bm25.trec
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+
+from compressor.baselines import baseline_rows
+from compressor.bench.figures import ABSENT, shown_mb, shown_rate, shown_signed
+from compressor.bench.report import write_report
+from compressor.bench.rows import RowSpec
+from compressor.bench.run import run_bench
+from compressor.bench.schema import Report, Row
+from compressor.bench.targets import present_targets, rows_on_targets
+from compressor.bench.terminal import print_report
+from compressor.commands import data_reference
+from compressor.console import say
+from compressor.data import RankingData, load_data
+from compressor.errors import RankpressError
+from compressor.export import export_folder
+from compressor.families import load_teacher
+from compressor.gate_settings import STOCK_ONNX, BenchSettings, Target
+from compressor.measured_card import conditions
+from compressor.passes.contract import Pass
+from compressor.passes.prune_widths import PruneWidths
+from compressor.passes.quantize import Quantize
+from compressor.pipeline import make_stages, run_passes
+from compressor.ranker.ranker import Ranker
+from compressor.ranker.tokenizer_files import TOKENIZER_FILES
+from compressor.recipe import DataSection, Recipe
+from compressor.runtime.batching import padded
+from compressor.runtime.folder import MANIFEST, PORTABLE_FILE
+from compressor.runtime.tokenizer import PairTokenizer
+from compressor.storage import read_json, whole_folder, write_whole
+
+MEASURE = "nDCG@10"
+TEACHER, CUT, FP32 = "rankpress", "cut", "fp32"
+REFERENCE = f"{TEACHER}_{FP32}"
+SCHEMES = ("int8_dynamic", "int8_static", "int8_blocks", "int4_blocks")
+NNCF_FILE = "openvino/openvino_model.xml"
+SEED = 12
+
+
+def main() -> int:
+    """Measure, and write the tables."""
+    arguments = _arguments()
+    try:
+        report = measure(arguments)
+    except RankpressError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    write_report(report, arguments.out)
+    text = markdown(report)
+    write_whole(arguments.out / "precision_speed.md", text)
+    print_report(report)
+    print(text)
+    return 0
+
+
+def measure(arguments: argparse.Namespace) -> Report:
+    """Make the folders that are not there yet, and measure them."""
+    targets, notes = present_targets(get_args(Target))
+    reference = data_reference(arguments.data).changed(candidates=arguments.candidates, queries=arguments.queries)
+    data = load_data(reference.resolved(Path.cwd()), depth=arguments.depth)
+    calibration = load_data(data_reference(arguments.calibration).resolved(Path.cwd()))
+    teacher = cache(lambda: load_teacher(arguments.teacher, Path.cwd()))
+    place = arguments.out / teacher().fingerprint[:16]
+    baselines = baseline_rows(place / "baselines", teacher, say)
+    stock = next(row for row in baselines if row.name == STOCK_ONNX)
+    pairs = calibration.texts(calibration.sample_pairs(arguments.calibration_pairs, SEED))
+    peers, more = _peers(stock, place, pairs, targets)
+    written = list(_written(teacher, calibration, place, pairs, with_portable="openvino" in targets))
+    rows = [
+        *rows_on_targets([stock], targets),
+        *peers,
+        *rows_on_targets(written, [target for target in targets if target != "openvino_bf16"]),
+    ]
+    settings = BenchSettings(
+        threads=(arguments.threads,), candidates=arguments.depth, measures=(MEASURE,), n_queries=arguments.timed,
+        rounds=arguments.rounds, targets=tuple(targets),
+    )  # fmt: skip
+    return run_bench(
+        rows, [data], settings, teacher=STOCK_ONNX, cache=arguments.out / "scores", title="precision_speed",
+        notes=[*notes, *more],
+    )  # fmt: skip
+
+
+def _peers(
+    stock: RowSpec, place: Path, pairs: Sequence[tuple[str, str]], targets: Sequence[Target]
+) -> tuple[list[RowSpec], list[str]]:
+    """Return what other toolkits make of the stock export, and a note on each that is not installed."""
+    rows = [RowSpec(name="stock_ort_int8", folder=_made(stock, place / "ort_int8", _quantize_dynamic))]
+    if "openvino" not in targets:
+        return rows, ["stock_nncf_int8 was left out: it runs in OpenVINO."]
+    if importlib.util.find_spec("nncf") is None:
+        return rows, ["stock_nncf_int8 was left out: the package nncf is not installed: pip install nncf."]
+
+    def quantize(source: Path, folder: Path) -> None:
+        _quantize_by_nncf(source, folder, pairs)
+
+    folder = _made(stock, place / f"nncf_int8_{len(pairs)}", quantize)
+    return [*rows, RowSpec(name="stock_nncf_int8 @ openvino", engine="openvino", folder=folder, file=NNCF_FILE)], []
+
+
+def _made(stock: RowSpec, folder: Path, make: Callable[[Path, Path], None]) -> Path:
+    """Return a peer's folder; ``make(source, folder)`` writes its graph the first time."""
+    if not folder.is_dir():
+        say(f"making {folder.name}")
+        with whole_folder(folder) as partial:
+            for name in (*TOKENIZER_FILES, "config.json"):
+                if (stock.folder / name).is_file():
+                    (partial / name).write_bytes((stock.folder / name).read_bytes())
+            make(stock.folder / "onnx" / "model.onnx", partial)
+    return folder
+
+
+def _quantize_dynamic(source: Path, folder: Path) -> None:
+    from onnxruntime.quantization import quantize_dynamic
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    (folder / "onnx").mkdir()
+    prepared = folder / "prepared.onnx"
+    quant_pre_process(source, prepared, skip_symbolic_shape=True)  # which gives up on torch's export
+    quantize_dynamic(prepared, folder / "onnx" / "model.onnx")
+    prepared.unlink()
+
+
+def _quantize_by_nncf(source: Path, folder: Path, pairs: Sequence[tuple[str, str]]) -> None:
+    os.environ.setdefault("NNCF_CI", "1")  # it sends telemetry otherwise
+    import nncf
+    import openvino
+
+    tokenizer = PairTokenizer.from_folder(folder)
+    encoded = tokenizer.encode_pairs(pairs)
+    model = openvino.Core().read_model(source)
+    names = [port.get_any_name() for port in model.inputs]
+    feeds = [padded(encoded, np.array([row]), tokenizer.pad_id) for row in range(len(pairs))]
+    quantized = nncf.quantize(
+        model, nncf.Dataset([{name: feed[name] for name in names} for feed in feeds]),
+        model_type=nncf.ModelType.TRANSFORMER, subset_size=len(pairs),
+    )  # fmt: skip
+    (folder / NNCF_FILE).parent.mkdir()
+    openvino.save_model(quantized, folder / NNCF_FILE)  # what is not int8 is stored in fp16: its default
+
+
+def _written(
+    teacher: Callable[[], Ranker], calibration: RankingData, place: Path, pairs: Sequence[tuple[str, str]], *,
+    with_portable: bool,
+) -> Iterator[RowSpec]:  # fmt: skip
+    """Yield the folders that we write: the teacher and its cut, in fp32 and in every scheme."""
+    cut = PruneWidths.model_validate({"budget": {"macs": 0.5}, "n_pairs": len(pairs)})
+    for label, start in ((TEACHER, ()), (CUT, (cut,))):
+        for scheme in (FP32, *SCHEMES):
+            passes: list[Pass] = list(start)
+            if scheme != FP32:
+                n_pairs = len(pairs) if scheme == "int8_static" else None
+                passes.append(Quantize.model_validate({"scheme": scheme, "n_pairs": n_pairs}))
+            name = f"{label}_{scheme}"
+            folder = _exported(_passed(passes, teacher, calibration, place), place / name, pairs, with_portable)
+            is_reference = name == REFERENCE
+            yield RowSpec(
+                name=name, folder=folder, kind="baseline" if is_reference else "ranker",
+                scores_of=STOCK_ONNX if is_reference else None,
+            )  # fmt: skip
+
+
+def _passed(passes: Sequence[Pass], teacher: Callable[[], Ranker], calibration: RankingData, place: Path) -> Ranker:
+    """Return what passes make of the teacher; results are stored, and what two begin with is done once."""
+    recipe = Recipe(teacher="teacher", data=DataSection(), passes=tuple(passes), seed=SEED)
+    stages = make_stages(recipe, teacher().fingerprint, lambda need: calibration, place / "stages")
+    return run_passes(stages, teacher, lambda need: calibration, SEED, say)
+
+
+def _exported(ranker: Ranker, folder: Path, pairs: Sequence[tuple[str, str]], with_portable: bool) -> Path:
+    stored = folder / MANIFEST
+    is_there = stored.is_file() and read_json(stored).get("fingerprint") == ranker.fingerprint
+    if not is_there or (with_portable and not (folder / PORTABLE_FILE).is_file()):
+        found = export_folder(
+            ranker, folder, manifest={}, calibration_pairs=pairs, int8_companion=False, portable=with_portable
+        )
+        say("\n".join(f"{folder.name}: {parity.summary}" for parity in found.parity))
+    return folder
+
+
+def markdown(report: Report) -> str:
+    """Return the table, with its conditions above and notes below."""
+    heads = [
+        "ranker", "pairs/s", f"× {REFERENCE}", "MB", f"{MEASURE}, loss (at most)", "Kendall's τ",
+        "a pair's score moves with its batch by",
+    ]  # fmt: skip
+    lines = [heads, ["---"] * len(heads), *(_cells(row) for row in report.rows)]
+    table = ["| " + " | ".join(line) + " |" for line in lines]
+    explained = (
+        "In brackets behind a ratio are its one-sided 95 % bounds. The last column is the largest shift of a short "
+        "pair's score between alone and beside long ones, in logits and as a share of the scores' standard deviation."
+    )
+    notes = [f"- {note}" for note in report.notes]
+    return "\n".join(["# Precisions side by side", "", conditions(report), explained, "", *table, "", *notes, ""])
+
+
+def _cells(row: Row) -> list[str]:
+    latency, shift = row.latency[0], row.batch_sensitivity
+    quality = next(iter(row.quality.values()), {}).get(MEASURE)
+    agreement = next(iter(row.agreement.values()), {}).get("kendall_tau")
+    speed = ABSENT
+    if REFERENCE in latency.speedup:
+        low, high = latency.speedup_interval[REFERENCE]
+        speed = f"{latency.speedup[REFERENCE]:.2f} ({low:.2f}–{high:.2f})"
+    share = f" ({100 * shift.max_shift_share:.2g} %)" if shift and shift.max_shift_share is not None else ""
+    lost = quality and quality.loss is not None
+    return [
+        row.name,
+        shown_rate(latency.pairs_per_s),
+        speed,
+        shown_mb(row.size_bytes),
+        f"{shown_signed(quality.loss)} ({shown_signed(quality.loss_bound)})" if quality and lost else ABSENT,
+        f"{agreement.mean:.3f}" if agreement else ABSENT,
+        f"{shift.max_shift:.2g}{share}" if shift else ABSENT,
+    ]
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--data", default="api-docs/test", help="COLLECTION/SPLIT with judgments")
+    parser.add_argument("--candidates", default="bm25", help="bm25, bm25:DEPTH, or a TREC run")
+    parser.add_argument("--queries", type=int, help="queries that are scored; default: all")
+    parser.add_argument("--depth", type=int, default=100, help="candidates per query")
+    parser.add_argument("--timed", type=int, default=8, help="queries that are timed, of those")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--teacher", default="packaged", help="packaged, a hub id or a folder")
+    parser.add_argument("--calibration", default="api-docs/train", help="COLLECTION/SPLIT that is not measured on")
+    parser.add_argument("--calibration-pairs", type=int, default=300)
+    parser.add_argument("--out", type=Path, default=Path("runs/precision_speed"))
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
