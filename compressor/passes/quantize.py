@@ -10,7 +10,8 @@ from pydantic import Field, PositiveInt, model_validator
 
 from compressor.errors import suggest
 from compressor.passes.contract import Need, Pass, PlanError, Promise, Supply
-from compressor.passes.refusals import refuse_quantized
+from compressor.passes.precision_placement import KeepWithin, refuse_unfit
+from compressor.passes.refusals import refuse_quantized, refuse_token_rules
 from compressor.ranker.cost import linears_of, tables_of
 from compressor.ranker.rounding import roundable_linears, with_precisions
 from compressor.ranker.spec import (
@@ -70,6 +71,9 @@ class Quantize(Pass):
     speed).
     ``keep_fp32``: linears that stay as they are: names (``layers.11.ffn.down``), patterns (``*.ffn.down``), or numbers
     of layers from 0, negative ones from the end.
+    ``keep_within``: how far scores may move. Each linear's part in it is measured, and as few multiply-adds (or bytes)
+    as that takes stay in a higher precision: ``{max_score_rmse: 0.2, precision: int8_blocks}``. Plans show all linears
+    rounded, as nothing is measured yet. Its settings: `compressor.passes.precision_placement`.
 
     A dynamic activation scale spans a whole batch, so a pair's score moves a little with its batch mates; `bench`
     reports by how much. All other schemes round each token by itself.
@@ -83,6 +87,7 @@ class Quantize(Pass):
     reduce_range: bool = False
     embeddings: bool = True
     keep_fp32: tuple[int | str, ...] = ()
+    keep_within: KeepWithin | None = None
 
     @model_validator(mode="after")
     def _settings_fit_the_scheme(self) -> Self:
@@ -93,14 +98,18 @@ class Quantize(Pass):
             raise ValueError("percentile belongs to observer: percentile")
         if self.scheme == "none" and self.keep_fp32:
             raise ValueError("keep_fp32 leaves linears out of a scheme, and scheme: none has none")
+        if self.keep_within:
+            refuse_unfit(self.keep_within, self.scheme)
         return self
 
     def needs(self) -> frozenset[Need]:
-        return frozenset({"calibration"} if self.scheme == "int8_static" else ())
+        return frozenset({"calibration"} if self.scheme == "int8_static" or self.keep_within else ())
 
     def plan(self, spec: RankerSpec) -> RankerSpec:
         refuse_quantized(spec, self.verb)
         self._refuse_half_rules(spec)
+        if self.keep_within:
+            refuse_token_rules(spec, self.verb, "keep_within")
         return with_precisions(spec, self._precisions(spec), self._table_precision())
 
     def apply(self, ranker: Ranker, supply: Supply) -> Ranker:
@@ -109,7 +118,10 @@ class Quantize(Pass):
         refuse_quantized(ranker.spec, self.verb)
         precisions = self._precisions(ranker.spec)
         ranges = self._observed(ranker, list(precisions), supply) if self.scheme == "int8_static" else {}
-        return quantized(ranker, precisions, self._table_precision(), ranges)
+        table = self._table_precision()
+        if self.keep_within:
+            precisions = self.keep_within.placed(ranker, precisions, table, ranges, supply)
+        return quantized(ranker, precisions, table, ranges)
 
     def promises(self, result: Ranker) -> Sequence[Promise]:
         rounded = {name for name, part in _parts(result.spec) if part.precision.kind != "fp32"}

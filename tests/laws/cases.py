@@ -250,4 +250,10 @@ MORE_CASES = {
     "quantize int8_blocks": _rounding(1e-3, 5e-3, scheme="int8_blocks", block_size=64),
     "quantize int4_blocks": _rounding(1e-3, 5e-3, scheme="int4_blocks", keep_fp32=(0, "*.ffn.down")),
     "quantize fp16": _rounding(1e-3, 5e-3, scheme="fp16"),
+    "quantize keep_within": _rounding(
+        1e-3,
+        5e-3,
+        scheme="int4_blocks",
+        keep_within={"max_score_rmse": 0.05, "precision": "int8_blocks", "n_pairs": 48, "candidates": 8},
+    ),
 }
