@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -115,11 +116,11 @@ def test_a_killed_measurement_goes_on_and_another_one_does_not(pairs, tmp_path, 
             raise KeyboardInterrupt
         return score_shift(scores, exact, lists)
 
-    monkeypatch.setattr(sensitivity, "score_shift", lambda *parts: dying(*parts, survive=5))
+    monkeypatch.setattr(sensitivity, "score_shift", partial(dying, survive=5))
     with pytest.raises(KeyboardInterrupt):
         measure_sensitivity(ranker, pairs, trials, store=store)
     calls.clear()
-    monkeypatch.setattr(sensitivity, "score_shift", lambda *parts: dying(*parts, survive=100))
+    monkeypatch.setattr(sensitivity, "score_shift", partial(dying, survive=100))
     assert measure_sensitivity(ranker, pairs, trials, store=store) == whole
     assert len(calls) == len(trials) - 5
     calls.clear()

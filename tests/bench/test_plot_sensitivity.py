@@ -33,7 +33,7 @@ def bars(svg: str) -> list[tuple[str, str, float, float, float, float]]:
         r'x="([\d.]+)" y="([\d.]+)" width="([\d.]+)" height="([\d.]+)"',
         svg,
     )
-    return [(color, kind, *(float(value) for value in numbers)) for color, kind, *numbers in found]  # type: ignore[misc]
+    return [(color, kind, *(float(value) for value in numbers)) for color, kind, *numbers in found]
 
 
 def texts(svg: str) -> list[str]:

@@ -14,7 +14,7 @@ from compressor.errors import InputError
 from compressor.passes import PlanError
 from compressor.passes.quantize import Quantize
 from compressor.ranker.cost import linears_of, macs, parameters
-from compressor.ranker.spec import LowRankForm, PoolRule
+from compressor.ranker.spec import FeedForwardSpec, LowRankForm, PoolRule
 from tests import tiny
 from tests.passes.students import supply_for
 
@@ -189,6 +189,7 @@ def test_measurements_are_kept_in_the_scratch_folder(tiny_ranker, tiny_data):
 
 def test_factors_are_placed_as_matrices_are(tiny_data):
     layer = tiny.tiny_layer()
+    assert isinstance(layer.ffn, FeedForwardSpec)
     thin = layer.changed(ffn=layer.ffn.changed(up=layer.ffn.up.changed(form=LowRankForm(rank=4))))
     ranker = tiny.build_ranker(tiny.tiny_spec(layers=(thin, layer)))
     notes: dict[str, Any] = {}
