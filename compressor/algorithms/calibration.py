@@ -66,6 +66,28 @@ def run_layers(module: Encoder, batch: CalibrationBatch, values: Tensor, layers:
     return values
 
 
+def scores_from(
+    module: Encoder, batches: Sequence[CalibrationBatch], states: Sequence[Tensor], begin: int, n_pairs: int
+) -> np.ndarray:
+    """Return the scores float32 ``[n_pairs]`` when the layers run from one of them on, the last as the ranker does.
+
+    Args:
+        module: the ranker.
+        batches: the set.
+        states: for each batch, what goes into the layer, packed ``[T, width]``.
+        begin: the layer.
+        n_pairs: pairs in the set.
+    """
+    last = len(module.layers) - 1
+    first_only = module.spec.reads_first_token_only
+    results = []
+    for batch, values in zip(batches, states, strict=True):
+        below = run_layers(module, batch, values, range(begin, last))
+        pooled = module.pool(module.layers[last](below, batch.layout, first_only), batch.layout, first_only)
+        results.append(module.head(pooled).numpy())
+    return scores_of(batches, results, n_pairs)
+
+
 def head_result(module: Encoder, batch: CalibrationBatch, values: Tensor) -> np.ndarray:
     """Return what the head makes of a batch's last states: logits ``[B, 1]``, or vectors ``[B, width]``."""
     return module.head(module.pool(values, batch.layout, first_only=False)).numpy()

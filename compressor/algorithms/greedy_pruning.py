@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compressor.algorithms.calibration import CalibrationBatch, head_result, run_layers, scores_of
+from compressor.algorithms.calibration import CalibrationBatch, run_layers, scores_from
 from compressor.algorithms.width_importance import Ranking
 from compressor.progress import progress
 from compressor.ranker.encoder import Encoder
@@ -92,7 +92,7 @@ def prune_greedily(
                     if refused.get((unit.layer, unit.part), 0) >= _REFUSED_IN_A_ROW:
                         continue
                     with _without(module, unit) as keep_away:
-                        value = loss(_scores(module, batches, states[unit.layer], unit.layer, n_pairs))
+                        value = loss(scores_from(module, batches, states[unit.layer], unit.layer, n_pairs))
                         n_trials += 1
                         if accept(value):
                             keep_away()
@@ -137,17 +137,6 @@ def _states(module: Encoder, batches: Sequence[CalibrationBatch]) -> list[list[T
     for index in range(len(module.layers) - 1):
         states.append([run_layers(module, *pair, [index]) for pair in zip(batches, states[-1], strict=True)])
     return states
-
-
-def _scores(
-    module: Encoder, batches: Sequence[CalibrationBatch], states: Sequence[Tensor], begin: int, n_pairs: int
-) -> np.ndarray:
-    layers = range(begin, len(module.layers))
-    results = [
-        head_result(module, batch, run_layers(module, batch, values, layers))
-        for batch, values in zip(batches, states, strict=True)
-    ]
-    return scores_of(batches, results, n_pairs)
 
 
 @contextmanager

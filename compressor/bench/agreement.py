@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from compressor.bench.quality import Scores, best_first
+from compressor.runtime.list_scores import kendall_tau
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,21 +45,6 @@ def agreement(scores: Scores, teacher: Scores) -> Agreement:
         squared_error=np.array([np.mean((a - a.mean() - (b - b.mean())) ** 2) for a, b in pairs]),
         score_std=float(np.mean([b.std() for _, b in pairs])) if pairs else 0.0,
     )
-
-
-def kendall_tau(a: np.ndarray, b: np.ndarray) -> float:
-    """Return Kendall's τ-b of two score lists [k], k ≥ 2.
-
-    Where all scores of one list are equal, τ-b is 0/0: 1 is returned if both are so (the order agrees, there is
-    none), else 0.
-    """
-    upper = np.triu_indices(len(a), 1)
-    sign_a = np.sign(a[:, None] - a[None, :])[upper]
-    sign_b = np.sign(b[:, None] - b[None, :])[upper]
-    ordered_a, ordered_b = float(np.abs(sign_a).sum()), float(np.abs(sign_b).sum())
-    if not ordered_a or not ordered_b:
-        return 1.0 if ordered_a == ordered_b else 0.0
-    return float(sign_a @ sign_b) / float(np.sqrt(ordered_a * ordered_b))
 
 
 def overlap(a: np.ndarray, b: np.ndarray, depth: int) -> float:

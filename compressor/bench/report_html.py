@@ -19,6 +19,7 @@ from compressor.bench.figures import (
 from compressor.bench.plot import pareto_plots
 from compressor.bench.plot_curves import training_plots
 from compressor.bench.plot_details import check_plot, difference_plot
+from compressor.bench.plot_sensitivity import placement_figure
 from compressor.bench.report_tables import (
     agreement_table,
     batch_table,
@@ -197,7 +198,7 @@ def _workload_line(report: Report) -> str:
 def _history(report: Report) -> str:
     if not report.history:
         return ""
-    items, plots = [], []
+    items, plots, placements = [], [], ""
     for number, entry in enumerate(report.history, 1):
         settings = ", ".join(f"{key}: {value}" for key, value in entry.settings.items())
         cost = f", {shown_rate(entry.seconds)} s" if entry.seconds else ""
@@ -205,9 +206,11 @@ def _history(report: Report) -> str:
         shown = f" <code>{escape(settings)}</code>" if settings else ""
         items.append(f"<li><b>{escape(entry.verb)}</b>{shown}<span class='soft'>{cost}{size}</span></li>")
         plots += training_plots(entry.series, f"{number}. {entry.verb}")
+        placements += placement_figure(entry.notes, entry.settings, f"{number}. {entry.verb}")
     figures = "".join(f"<figure>{plot}</figure>" for plot in plots)
     curves = f"<div class='plots'>{figures}</div>{_CURVE_WORDS}" if figures else ""
-    return f"<h2>What was done</h2><ol class='passes'>{''.join(items)}</ol>{curves}"
+    wide = f"<div class='plots wide'>{placements}</div>" if placements else ""
+    return f"<h2>What was done</h2><ol class='passes'>{''.join(items)}</ol>{curves}{wide}"
 
 
 _CURVE_WORDS = (

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
-from compressor.errors import suggest
 from compressor.passes.contract import Need, Pass, PlanError, Promise, Supply
+from compressor.passes.precision_placement import KeepWithin, refuse_unfit
+from compressor.passes.precision_schemes import SETTINGS_OF, Scheme, named_linears, precision_of, table_precision_of
 from compressor.passes.refusals import refuse_quantized, refuse_token_rules
 from compressor.ranker.cost import linears_of, tables_of
 from compressor.ranker.rounding import roundable_linears, with_precisions
 from compressor.ranker.spec import (
-    BFloat16,
     DenseSparseForm,
-    Float16,
     Int4Blocks,
     Int8Blocks,
     Int8Dynamic,
-    Int8Rows,
     Int8Static,
     LinearPrecision,
     LinearSpec,
@@ -36,16 +33,6 @@ if TYPE_CHECKING:
     from compressor.algorithms.observers import Observer
     from compressor.ranker.ranker import Ranker
 
-Scheme = Literal["int8_dynamic", "int8_static", "int8_blocks", "int4_blocks", "fp16", "bf16", "none"]
-_WHOLE_NUMBERS: tuple[Scheme, ...] = ("int8_dynamic", "int8_static", "int8_blocks", "int4_blocks")
-# Settings that only some schemes have.
-_SETTINGS_OF: dict[str, tuple[Scheme, ...]] = {
-    "rounding": _WHOLE_NUMBERS,
-    "observer": ("int8_static",),
-    "percentile": ("int8_static",),
-    "block_size": ("int8_blocks", "int4_blocks"),
-    "reduce_range": ("int8_dynamic", "int8_static"),
-}
 _DEFAULT_PERCENTILE, _DEFAULT_PAIRS = 99.99, 256
 
 
@@ -77,6 +64,10 @@ class Quantize(Pass):
     speed).
     ``keep_fp32``: linears that stay as they are: names (``layers.11.ffn.down``), patterns (``*.ffn.down``), or numbers
     of layers from 0, negative ones from the end.
+    ``keep_within``: how far scores may move. Each linear's part in it is measured, and as few multiply-adds (or bytes)
+    as that takes stay in a higher precision: ``{max_score_rmse: 0.2, precision: int8_blocks}``. Plans show all linears
+    rounded, as nothing is measured yet. Limits hold for rounding to the nearest, whatever ``rounding`` does with the
+    linears that are not kept. Its settings: `compressor.passes.precision_placement`.
 
     A dynamic activation scale spans a whole batch, so a pair's score moves a little with its batch mates; `bench`
     reports by how much. All other schemes round each token by itself.
@@ -91,33 +82,37 @@ class Quantize(Pass):
     reduce_range: bool = False
     embeddings: bool = True
     keep_fp32: tuple[int | str, ...] = ()
+    keep_within: KeepWithin | None = None
 
     @model_validator(mode="after")
     def _settings_fit_the_scheme(self) -> Self:
-        for name, schemes in _SETTINGS_OF.items():
+        for name, schemes in SETTINGS_OF.items():
             if getattr(self, name) not in (None, False, "nearest") and self.scheme not in schemes:
                 raise ValueError(f"{name} is a setting of {' and '.join(schemes)}, not of {self.scheme}: leave it out")
-        if self.rounding == "awq" and self.scheme not in _SETTINGS_OF["block_size"]:
+        if self.rounding == "awq" and self.scheme not in SETTINGS_OF["block_size"]:
             raise ValueError(
                 f"rounding: awq belongs to int8_blocks and int4_blocks: with {self.scheme}, which has one scale for a "
                 "whole row of 8-bit weights, activations lose more than weights do; put smooth before, or use gptq"
             )
-        if self.n_pairs is not None and not self.needs():
+        if self.n_pairs is not None and not self._calibrates:
             raise ValueError("n_pairs is a setting of int8_static, and of rounding: gptq and awq: leave it out")
         if self.percentile is not None and self.observer != "percentile":
             raise ValueError("percentile belongs to observer: percentile")
         if self.scheme == "none" and self.keep_fp32:
             raise ValueError("keep_fp32 leaves linears out of a scheme, and scheme: none has none")
+        if self.keep_within:
+            refuse_unfit(self.keep_within, self.scheme)
         return self
 
     def needs(self) -> frozenset[Need]:
-        is_calibrated = self.scheme == "int8_static" or self.rounding != "nearest"
-        return frozenset({"calibration"} if is_calibrated else ())
+        return frozenset({"calibration"} if self._calibrates or self.keep_within else ())
 
     def plan(self, spec: RankerSpec) -> RankerSpec:
         refuse_quantized(spec, self.verb)
         self._refuse_half_rules(spec)
         self._refuse_what_cannot_be_fitted(spec)
+        if self.keep_within:
+            refuse_token_rules(spec, self.verb, "keep_within")
         return with_precisions(spec, self._precisions(spec), self._table_precision())
 
     def apply(self, ranker: Ranker, supply: Supply) -> Ranker:
@@ -125,13 +120,21 @@ class Quantize(Pass):
 
         refuse_quantized(ranker.spec, self.verb)
         precisions, table = self._precisions(ranker.spec), self._table_precision()
-        pairs = supply.pairs("calibration", self.n_pairs or _DEFAULT_PAIRS) if self.needs() else []
+        placed: Mapping[str, LinearPrecision] = precisions
+        pairs = supply.pairs("calibration", self.n_pairs or _DEFAULT_PAIRS) if self._calibrates else []
         if pairs:
             supply.note("calibration_pairs", len(pairs))
+        if self.keep_within:
+            ranges = self._observed(ranker, precisions, pairs)
+            placed = self.keep_within.placed(ranker, precisions, table, ranges, supply)
         if self.rounding != "nearest":
-            ranker = self._fitted(ranker, list(precisions), pairs, supply)
-        ranges = self._observed(ranker, list(precisions), pairs, supply) if self.scheme == "int8_static" else {}
-        return quantized(ranker, precisions, table, ranges)
+            low = [name for name, precision in precisions.items() if placed.get(name) == precision]
+            ranker = self._fitted(ranker, low, pairs, supply)
+        ranges = self._observed(ranker, placed, pairs)
+        if ranges:
+            shown = {name: [[round(x, 6) for x in pair] for pair in one.tolist()] for name, one in ranges.items()}
+            supply.note("input_ranges", shown)
+        return quantized(ranker, placed, table, ranges)
 
     def promises(self, result: Ranker) -> Sequence[Promise]:
         rounded = {name for name, part in _parts(result.spec) if part.precision.kind != "fp32"}
@@ -158,7 +161,7 @@ class Quantize(Pass):
         precision = self._linear_precision()
         if precision is None:
             return {}
-        kept = {name for entry in self.keep_fp32 for name in _named(entry, spec)}
+        kept = {name for entry in self.keep_fp32 for name in named_linears(entry, spec, "keep_fp32")}
         rounded = [name for name in roundable_linears(spec) if name not in kept]
         if not rounded:
             raise PlanError(
@@ -166,28 +169,16 @@ class Quantize(Pass):
             )
         return dict.fromkeys(rounded, precision)
 
+    @property
+    def _calibrates(self) -> bool:
+        """Whether ranges or weights are fitted to calibration pairs."""
+        return self.scheme == "int8_static" or self.rounding != "nearest"
+
     def _linear_precision(self) -> LinearPrecision | None:
-        match self.scheme:
-            case "int8_dynamic":
-                return Int8Dynamic(reduce_range=self.reduce_range)
-            case "int8_static":
-                return Int8Static(reduce_range=self.reduce_range)
-            case "int8_blocks":
-                return Int8Blocks(block_size=self.block_size or 32)
-            case "int4_blocks":
-                return Int4Blocks(block_size=self.block_size or 32)
-            case "fp16":
-                return Float16()
-            case "bf16":
-                return BFloat16()
-            case "none":
-                return None
+        return precision_of(self.scheme, block_size=self.block_size or 32, reduce_range=self.reduce_range)
 
     def _table_precision(self) -> TablePrecision | None:
-        if not self.embeddings or self.scheme == "none":
-            return None
-        precision = self._linear_precision()
-        return precision if isinstance(precision, Float16 | BFloat16) else Int8Rows()
+        return table_precision_of(self.scheme) if self.embeddings else None
 
     def _refuse_what_cannot_be_fitted(self, spec: RankerSpec) -> None:
         if self.rounding == "nearest":
@@ -217,16 +208,16 @@ class Quantize(Pass):
         return result
 
     def _observed(
-        self, ranker: Ranker, names: Sequence[str], pairs: Sequence[tuple[str, str]], supply: Supply
+        self, ranker: Ranker, precisions: Mapping[str, LinearPrecision], pairs: Sequence[tuple[str, str]]
     ) -> Mapping[str, Tensor]:
+        """Return the range of what each linear in ``int8_static`` reads."""
         from compressor.algorithms.calibration import calibration_batches
         from compressor.algorithms.quantization import observed_ranges
 
-        ranges = observed_ranges(ranker.module, calibration_batches(ranker, pairs), names, self._observer())
-        supply.note(
-            "input_ranges", {name: [[round(x, 6) for x in pair] for pair in ranges[name].tolist()] for name in names}
+        names = [name for name, precision in precisions.items() if precision.kind == "int8_static"]
+        return (
+            observed_ranges(ranker.module, calibration_batches(ranker, pairs), names, self._observer()) if names else {}
         )
-        return ranges
 
     def _observer(self) -> Observer:
         from compressor.algorithms.observers import Entropy, MinMax, Percentile
@@ -234,24 +225,6 @@ class Quantize(Pass):
         if self.observer == "percentile":
             return Percentile(self.percentile or _DEFAULT_PERCENTILE)
         return Entropy() if self.observer == "entropy" else MinMax()
-
-
-def _named(entry: int | str, spec: RankerSpec) -> list[str]:
-    """Return the linears that an entry of ``keep_fp32`` stands for."""
-    names, n_layers = roundable_linears(spec), len(spec.layers)
-    if isinstance(entry, int):
-        if not -n_layers <= entry < n_layers:
-            raise PlanError(f"layer {entry}", allowed=f"{-n_layers} to {n_layers - 1}", setting="keep_fp32")
-        return [name for name in names if name.startswith(f"layers.{entry % n_layers}.")]
-    found = [name for name in names if fnmatchcase(name, entry)]
-    if not found:
-        raise PlanError(
-            f"'{entry}', which no linear is called",
-            allowed=f"names and patterns of {names[0]} to {names[-1]}, and numbers of layers",
-            fix=suggest(entry, names),
-            setting="keep_fp32",
-        )
-    return found
 
 
 def _parts(spec: RankerSpec) -> list[tuple[str, LinearSpec | TableSpec]]:

@@ -67,6 +67,19 @@ def macs_of_stages(spec: RankerSpec, n_tokens: int) -> list[int]:
     return [*found, total + macs(spec, n_tokens) - below]
 
 
+def macs_by_linear(spec: RankerSpec, n_tokens: int) -> dict[str, int]:
+    """Return the part that each linear has in `macs`, by name; attention products are the rest of it.
+
+    Where token rules let tokens go, linears behind them count as if they had not.
+    """
+    last = f"layers.{len(spec.layers) - 1}."
+    found = {}
+    for name, linear in linears_of(spec.without_exits()):
+        for_first = spec.reads_first_token_only and name.startswith(last) and not name.endswith((".key", ".value"))
+        found[name] = linear_macs(linear) * (1 if for_first or name.startswith("head.") else n_tokens)
+    return found
+
+
 def _embedding_macs(spec: RankerSpec, n_tokens: int) -> int:
     return linear_macs(spec.embeddings.project) * n_tokens if spec.embeddings.project else 0
 

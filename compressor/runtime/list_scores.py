@@ -1,4 +1,4 @@
-"""Scores of one query's candidates, some of which a cascade dropped on the way, as one order."""
+"""Scores of one query's candidates as one order, also where a cascade dropped some of them, and how orders agree."""
 
 from __future__ import annotations
 
@@ -66,3 +66,18 @@ def ranked(found: ListScores, top_k: int | None = None) -> list[Ranked]:
     order = np.argsort(-found.scores, kind="stable")[:top_k]
     stages = [None] * len(order) if found.stages is None else found.stages[order].tolist()
     return [Ranked(int(one), float(found.scores[one]), stage) for one, stage in zip(order, stages, strict=True)]
+
+
+def kendall_tau(a: np.ndarray, b: np.ndarray) -> float:
+    """Return Kendall's τ-b of two score lists [k], k ≥ 2.
+
+    Where all scores of one list are equal, τ-b is 0/0: 1 is returned if both are so (the order agrees, there is
+    none), else 0.
+    """
+    upper = np.triu_indices(len(a), 1)
+    sign_a = np.sign(a[:, None] - a[None, :])[upper]
+    sign_b = np.sign(b[:, None] - b[None, :])[upper]
+    ordered_a, ordered_b = float(np.abs(sign_a).sum()), float(np.abs(sign_b).sum())
+    if not ordered_a or not ordered_b:
+        return 1.0 if ordered_a == ordered_b else 0.0
+    return float(sign_a @ sign_b) / float(np.sqrt(ordered_a * ordered_b))

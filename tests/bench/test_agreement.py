@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from compressor.bench.agreement import agreement, kendall_tau, overlap
+from compressor.bench.agreement import agreement, overlap
+from compressor.runtime.list_scores import kendall_tau
 
 
 def test_kendall_tau_counts_pairs():

@@ -261,4 +261,10 @@ MORE_CASES = {
     "quantize gptq": _rounding(1e-3, 5e-3, scheme="int4_blocks", rounding="gptq", n_pairs=16),
     "quantize awq": _rounding(1e-3, 5e-3, scheme="int4_blocks", rounding="awq", n_pairs=16),
     "quantize fp16": _rounding(1e-3, 5e-3, scheme="fp16"),
+    "quantize keep_within": _rounding(
+        1e-3,
+        5e-3,
+        scheme="int4_blocks",
+        keep_within={"max_score_rmse": 0.05, "precision": "int8_blocks", "n_pairs": 48, "candidates": 8},
+    ),
 }

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from compressor.ranker.cost import linear_macs, linears_of, macs, parameters, tables_of
+from compressor.ranker.cost import linear_macs, linears_of, macs, macs_by_linear, parameters, tables_of
 from compressor.ranker.encoder import expected_shapes
 from compressor.ranker.spec import KeepShareRule, PageRankScorer
 from tests.ranker.cases import SPECS
@@ -43,6 +43,18 @@ def test_macs_are_what_torch_counts(name, n_tokens):
             products = rows * n_reached * a.heads * a.head_width if a.pattern.kind == "full" else 0
             looked_at += (linear_macs(a.query) + linear_macs(a.key)) * n_reached + products
     assert macs(spec, n_tokens, query_tokens=2) + looked_at == counter.get_total_flops() // 2
+
+
+@pytest.mark.parametrize("name", [name for name, spec in SPECS.items() if not spec.rule_layers])
+def test_linears_and_attention_products_are_all_macs(name):
+    spec, n_tokens = SPECS[name], 17
+    last = len(spec.layers) - 1 if spec.reads_first_token_only else None
+    products = sum(
+        2 * (1 if index == last else n_tokens) * n_tokens * layer.attention.heads * layer.attention.head_width
+        for index, layer in enumerate(spec.layers)
+        if layer.attention
+    )
+    assert sum(macs_by_linear(spec, n_tokens).values()) + products == macs(spec, n_tokens)
 
 
 def test_token_rules_cost_less_the_longer_the_document_is():
