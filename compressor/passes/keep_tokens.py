@@ -30,6 +30,8 @@ class KeepTokens(Pass):
     ``scorer``: what tokens are judged by: ``attention``, what the first token and the query's pay to them in the layer;
     or ``pagerank``, a walk over the layer's attention that starts again and again at these tokens.
 
+    Where a share of the same scorer stands already it is set anew, see ``token_rules`` of `distill`.
+
     Nothing is trained. Early layers know least of what matters: for one place, the middle is a good start. Costs
     ranking quality unless `distill` or `finetune` follows. Put it behind what cuts layers and widths. Which token is
     the last to stay is a close choice now and then, and rounding may turn it from one runtime to another.

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Literal
 
 from compressor.errors import Fault, InputError
 from compressor.passes.contract import PlanError, Promise
-from compressor.ranker.spec import ClassifierHead, RankerSpec, TokenRule
+from compressor.ranker.spec import ClassifierHead, KeepShareRule, PoolRule, RankerSpec, TokenRule
 
 if TYPE_CHECKING:
     from compressor.ranker.ranker import Ranker
+    from compressor.training.drawn_rules import DrawnTokenRules
 
 
 def refuse_whole_rows(spec: RankerSpec) -> None:
@@ -48,12 +49,12 @@ def place_of(layer: int | Literal["middle"], spec: RankerSpec, setting: str) -> 
 
 
 def with_rules(spec: RankerSpec, rules: Mapping[int, TokenRule], setting: str) -> RankerSpec:
-    """Return the shape with token rules behind some layers.
+    """Return the shape with token rules behind some layers, in the place of such as differ by their number alone.
 
     Raises:
-        PlanError: a layer has one already; names ``setting``.
+        PlanError: a layer has another one already; names ``setting``.
     """
-    taken = [layer for layer in rules if layer in spec.rule_layers]
+    taken = [layer for layer in rules if layer in spec.rule_layers and not _alike(rules[layer], spec, layer)]
     if taken:
         others = [str(layer) for layer in range(len(spec.layers) - 1) if layer not in spec.rule_layers]
         raise PlanError(
@@ -102,8 +103,43 @@ def rules_stay(result: Ranker, places: Sequence[int]) -> list[Promise]:
     def check(ranker: Ranker) -> str | None:
         if len(ranker.spec.layers) != n_layers:  # a pass that takes layers away says what becomes of their rules
             return None
-        lost = [place for place, rule in made.items() if ranker.spec.layers[place].token_rule != rule]
+        lost = [place for place, rule in made.items() if not _alike(rule, ranker.spec, place)]
         return f"another rule or none behind layer {lost[0]}" if lost else None
 
     named = ", ".join(map(str, places))
     return [Promise(text=f"as long as no layer goes, tokens go behind {named} as now", check=check)] if made else []
+
+
+def refuse_drawn_rules(spec: RankerSpec, drawn: DrawnTokenRules) -> None:
+    """Refuse to train with strides or shares that the ranker's own token rules have no use for.
+
+    Raises:
+        PlanError: there is no such rule, or its own number is none of those that are trained.
+    """
+    kinds = (("strides", PoolRule, "stride", "pool_tokens"), ("shares", KeepShareRule, "share", "keep_tokens"))
+    for setting, kind, name, verb in kinds:
+        numbers = getattr(drawn, setting)
+        if not numbers:
+            continue
+        rules = {layer: rule for layer in spec.rule_layers if isinstance(rule := spec.layers[layer].token_rule, kind)}
+        if not rules:
+            raise PlanError(
+                f"{setting} for a ranker that has no rule with a {name}",
+                fix=f"put {verb} before it, or take {setting} away",
+                setting=f"token_rules.{setting}",
+            )
+        for layer, rule in rules.items():
+            if (own := getattr(rule, name)) not in numbers:
+                raise PlanError(
+                    f"the {name} {own:g} behind layer {layer}, by which the result will rank, and training without it",
+                    allowed=f"{setting} with {own:g} among them",
+                    setting=f"token_rules.{setting}",
+                )
+
+
+def _alike(rule: TokenRule | None, spec: RankerSpec, layer: int) -> bool:
+    """Return whether the rule behind a layer is this one, up to the number of tokens that it leaves."""
+    other = spec.layers[layer].token_rule
+    if isinstance(rule, KeepShareRule) and isinstance(other, KeepShareRule):
+        return rule.scorer == other.scorer
+    return type(rule) is type(other)
