@@ -1,17 +1,37 @@
-"""Where token rules stand: what `pool_tokens` and `keep_tokens` share."""
+"""Where token rules stand: what the passes that set them share."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, NonNegativeInt
 
 from compressor.errors import Fault, InputError
 from compressor.passes.contract import PlanError, Promise
-from compressor.ranker.spec import ClassifierHead, KeepShareRule, PoolRule, RankerSpec, TokenRule
+from compressor.ranker.spec import (
+    AttentionScorer,
+    ClassifierHead,
+    KeepRule,
+    KeepShareRule,
+    PageRankScorer,
+    PoolRule,
+    RankerSpec,
+    TokenRule,
+)
 
 if TYPE_CHECKING:
     from compressor.ranker.ranker import Ranker
     from compressor.training.drawn_rules import DrawnTokenRules
+
+
+Place = NonNegativeInt | Literal["middle"]
+KeptShare = Annotated[float, Field(ge=0.001, le=1)]
+ScorerName = Literal["attention", "pagerank"]  # those that share attention out
+SCORERS: Mapping[ScorerName, AttentionScorer | PageRankScorer] = {
+    "attention": AttentionScorer(),
+    "pagerank": PageRankScorer(),
+}
 
 
 def refuse_whole_rows(spec: RankerSpec) -> None:
@@ -46,6 +66,26 @@ def place_of(layer: int | Literal["middle"], spec: RankerSpec, setting: str) -> 
             setting=setting,
         )
     return layer
+
+
+def judged_places(layers: Mapping[Place, float], spec: RankerSpec, *, by_attention: bool = True) -> dict[int, float]:
+    """Return the share of document tokens that stays behind each layer by its index, from what the setting names.
+
+    Raises:
+        PlanError: a layer that the ranker does not have, the same one twice, or one without attention to judge by.
+    """
+    places = {place_of(layer, spec, "layers"): share for layer, share in layers.items()}
+    if len(places) < len(layers):
+        found = f"layer {place_of('middle', spec, 'layers')} by its number and as the middle"
+        raise PlanError(found, allowed="each layer once", setting="layers")
+    if by_attention and (blind := [place for place in places if not spec.layers[place].attention]):
+        raise PlanError(
+            f"layer {blind[0]}, which has no attention to judge tokens by",
+            allowed="layers with attention",
+            fix="choose another layer, or pool_tokens, which judges nothing",
+            setting="layers",
+        )
+    return places
 
 
 def with_rules(spec: RankerSpec, rules: Mapping[int, TokenRule], setting: str) -> RankerSpec:
@@ -88,11 +128,20 @@ def with_separator(ranker: Ranker, spec: RankerSpec, verb: str) -> Ranker:
     Raises:
         InputError: pairs have no separator.
     """
+    return ranker.changed(spec=told_apart(ranker, spec, verb))
+
+
+def told_apart(ranker: Ranker, spec: RankerSpec, verb: str) -> RankerSpec:
+    """Return a shape with token rules that knows the separator of the ranker's tokenizer.
+
+    Raises:
+        InputError: pairs have no separator.
+    """
     separator = ranker.tokenizer.separator_id
     if separator is None:
         found = "a tokenizer that puts no special token of its own between query and document"
         raise InputError(Fault(source=verb, found=found, allowed="one whose pairs have a separator"))
-    return ranker.changed(spec=spec.changed(separator_id=separator))
+    return spec.changed(separator_id=separator)
 
 
 def rules_stay(result: Ranker, places: Sequence[int]) -> list[Promise]:
@@ -140,6 +189,6 @@ def refuse_drawn_rules(spec: RankerSpec, drawn: DrawnTokenRules) -> None:
 def _alike(rule: TokenRule | None, spec: RankerSpec, layer: int) -> bool:
     """Return whether the rule behind a layer is this one, up to the number of tokens that it leaves."""
     other = spec.layers[layer].token_rule
-    if isinstance(rule, KeepShareRule) and isinstance(other, KeepShareRule):
-        return rule.scorer == other.scorer
+    if isinstance(rule, KeepRule) and isinstance(other, KeepRule):
+        return rule.kind == other.kind and rule.scorer == other.scorer
     return type(rule) is type(other)
