@@ -200,8 +200,8 @@ SPECS: dict[str, RankerSpec] = {
     "pooled": of_layers(tiny_layer(token_rule=PoolRule(stride=3)), tiny_layer(), separator_id=SEPARATOR),
     "kept_by_attention": of_layers(tiny_layer(token_rule=_HALF), tiny_layer(), separator_id=SEPARATOR),
     "kept_by_learned_scores": of_layers(
-        tiny_layer(attention=None, token_rule=KeepShareRule(share=0.6, scorer=LearnedScorer())),
         tiny_layer(token_rule=KeepShareRule(share=0.6, scorer=LearnedScorer())),
+        tiny_layer(attention=None, token_rule=KeepShareRule(share=0.6, scorer=LearnedScorer())),
         tiny_layer(),
         separator_id=SEPARATOR,
     ),
