@@ -162,7 +162,7 @@ class Parts:
 
     def token_rule(self, attends: bool) -> TokenRule:
         """Where linears may be rounded nothing is chosen by scores: their rounding would choose."""
-        if self.linears or self.draw(st.booleans()):
+        if len(self.linears) > 0 or self.draw(st.booleans()):
             return PoolRule(stride=self.draw(st.integers(2, 5)))
         if not attends or self.draw(st.sampled_from([True, False, False])):
             return KeepShareRule(share=self.draw(st.sampled_from([0.1, 0.5, 0.7])), scorer=LearnedScorer())

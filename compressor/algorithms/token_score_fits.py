@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,16 +75,14 @@ def fitted_scorer(ranker: Ranker, pairs: Sequence[tuple[str, str]], layer: int) 
 
 def _samples(ranker: Ranker, trace: Trace, input_ids: Tensor, layer: int) -> Tensor:
     """Return what predicts and what is told, ``[n, 2 W + 1]``, of document tokens, each less its row's mean."""
-    module = ranker.module
+    layers: Any = ranker.module.layers
     last = max(index for index, one in enumerate(ranker.spec.layers) if one.attention)
     layout, parts = trace.layouts[layer + 1], _parts(ranker, trace, input_ids, layer)
     judged = Reached(
-        layer=module.layers[layer], read=trace.states[layer], given=trace.states[layer + 1], layout=layout, parts=parts
+        layer=layers[layer], read=trace.states[layer], given=trace.states[layer + 1], layout=layout, parts=parts
     )
     states, asking = standardized(judged)
-    reading = Reached(
-        layer=module.layers[last], read=trace.states[last], given=trace.states[last], layout=layout, parts=parts
-    )
+    reading = Reached(layer=layers[last], read=trace.states[last], given=trace.states[last], layout=layout, parts=parts)
     shares = attention_paid(reading, 1)[:, 0] * layout.n_tokens[:, None]
     told = shares.clamp(min=_LEAST_SHARE).log()[:, :, None]
     predicting = torch.cat([states, states * asking[:, None], told], dim=2)

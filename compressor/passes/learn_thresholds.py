@@ -56,7 +56,8 @@ class LearnThresholds(Distill):
     def needs(self) -> frozenset[Need]:
         if self._keeps_all:
             return frozenset()
-        return frozenset({"calibration"}) | (super().needs() if self.epochs else frozenset[Need]())
+        calibration: frozenset[Need] = frozenset({"calibration"})
+        return calibration | super().needs() if self.epochs else calibration
 
     @property
     def reads_along(self) -> str:

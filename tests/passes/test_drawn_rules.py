@@ -52,7 +52,8 @@ def test_one_training_makes_every_stride_good(teacher, data, monkeypatch):
 
     student = cut(teacher, [0, 2])
     pooled = applied(PoolTokens(layer=0, stride=4), student)
-    seen, compute = [], Objective.__call__
+    seen: list[Any] = []
+    compute = Objective.__call__
     monkeypatch.setattr(Objective, "__call__", seeing)
     elastic = distilled(pooled, teacher, data, **SCORES, epochs=15, token_rules={"strides": STRIDES})
     assert elastic.spec == pooled.spec

@@ -83,8 +83,8 @@ def _reduce(
                 x[b, window[0]] = x[b, window].mean(0)
                 after[b, window[1:]] = False
         elif isinstance(rule, KeepThresholdRule) and left:
-            scores = len(columns) * _scores(layer, rule, w, name, read[b, columns], torch.tensor(columns), n_asking)
-            found = {column: scores[columns.index(column)].item() for column in left}
+            relative = len(columns) * _scores(layer, rule, w, name, read[b, columns], torch.tensor(columns), n_asking)
+            found = {column: relative[columns.index(column)].item() for column in left}
             least = min(rule.threshold, max(found.values()))
             after[b, [column for column in left if found[column] < least]] = False
         elif isinstance(rule, KeepShareRule):

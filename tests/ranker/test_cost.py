@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -55,7 +56,7 @@ def test_token_rules_cost_less_the_longer_the_document_is():
 
 def test_a_threshold_counts_by_the_share_that_it_was_set_for():
     spec = SPECS["kept_by_threshold"]
-    rules = {index: layer.token_rule for index, layer in enumerate(spec.layers)}
+    rules: dict[int, Any] = {index: layer.token_rule for index, layer in enumerate(spec.layers)}
     by_share = [
         layer.changed(token_rule=(rule := rules[index]) and KeepShareRule(share=rule.share, scorer=rule.scorer))
         for index, layer in enumerate(spec.layers)
