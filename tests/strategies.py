@@ -35,7 +35,9 @@ from compressor.ranker.spec import (
     Int8Rows,
     Int8Static,
     KeepShareRule,
+    KeepThresholdRule,
     LayerSpec,
+    LearnedScorer,
     LinearForm,
     LinearMapSpec,
     LinearSpec,
@@ -160,9 +162,13 @@ class Parts:
 
     def token_rule(self, attends: bool) -> TokenRule:
         """Where linears may be rounded nothing is chosen by scores: their rounding would choose."""
-        if not attends or self.linears or self.draw(st.booleans()):
+        if len(self.linears) > 0 or self.draw(st.booleans()):
             return PoolRule(stride=self.draw(st.integers(2, 5)))
+        if not attends or self.draw(st.sampled_from([True, False, False])):
+            return KeepShareRule(share=self.draw(st.sampled_from([0.1, 0.5, 0.7])), scorer=LearnedScorer())
         scorer = self.draw(st.sampled_from([AttentionScorer(), PageRankScorer(), PageRankScorer(restart=0.5, steps=1)]))
+        if self.draw(st.booleans()):
+            return KeepThresholdRule(threshold=self.draw(st.sampled_from([0.3, 0.8, 1.0])), share=0.5, scorer=scorer)
         return KeepShareRule(share=self.draw(st.sampled_from([0.1, 0.5, 0.7])), scorer=scorer)
 
     def layer(self, width: int, may_exit: bool) -> LayerSpec:

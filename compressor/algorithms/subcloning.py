@@ -75,7 +75,8 @@ def sliced(spec: RankerSpec, weights: Mapping[str, Tensor], kept: Kept) -> dict[
     """
     axes, gone = dict(axes_of(spec, kept)), tuple(_gone(spec, kept))
     return {
-        name: _sliced(name, tensor, *axes[name.rpartition(".")[0]])
+        # Scorers of token rules read the whole residual stream: what narrows it comes before token rules.
+        name: tensor if ".token_rule." in name else _sliced(name, tensor, *axes[name.rpartition(".")[0]])
         for name, tensor in weights.items()
         if not name.startswith(gone)
     }

@@ -45,7 +45,7 @@ def write_graph(spec: RankerSpec, weights: Weights, dialect: Dialect = "ort") ->
         with graph.computing_in(floats):
             values = layer(graph, index, layer_spec, weights, values, layout, first_only)
         if layer_spec.token_rule and parts:
-            left = reduce_tokens(graph, index, layer_spec, values, layout, parts)
+            left = reduce_tokens(graph, index, layer_spec, weights, values, layout, parts)
             values, layout, parts = left.values, left.layout, left.parts
     values = graph.cast(values, "layers.output", floats, "fp32")
     values = norm(graph, "final_norm", "final_norm", spec.final_norm, weights, values)

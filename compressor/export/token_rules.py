@@ -13,8 +13,16 @@ from onnx import TensorProto
 
 from compressor.export.graph import Graph
 from compressor.export.layout import Layout, keep_tokens, pad
-from compressor.export.token_scores import RowParts, token_scores
-from compressor.ranker.spec import AttentionSpec, KeepShareRule, LayerSpec, PoolRule
+from compressor.export.linears import Weights
+from compressor.export.token_scores import RowParts, learned_scores, token_scores
+from compressor.ranker.spec import (
+    KeepShareRule,
+    KeepThresholdRule,
+    LayerSpec,
+    LearnedScorer,
+    PoolRule,
+    TokenScorer,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,13 +62,19 @@ def row_parts(graph: Graph, layout: Layout, separator_id: int) -> RowParts:
     )
 
 
-def reduce_tokens(graph: Graph, index: int, spec: LayerSpec, values: str, layout: Layout, parts: RowParts) -> Reduced:
+def reduce_tokens(
+    graph: Graph, index: int, spec: LayerSpec, weights: Weights, values: str, layout: Layout, parts: RowParts
+) -> Reduced:
     """Write what the token rule of a layer leaves of the packed states that the layer gave, ``[T, width]``."""
     name, rule = f"layer.{index}.token_rule", spec.token_rule
     if isinstance(rule, PoolRule):
         kept = _opens_window(graph, name, rule, layout, parts)
-    elif isinstance(rule, KeepShareRule) and spec.attention:
-        kept = _is_among_best(graph, name, index, spec.attention, rule, layout, parts)
+    elif isinstance(rule, KeepShareRule | KeepThresholdRule):
+        scores = _scores(graph, index, spec, rule.scorer, weights, values, layout, parts)
+        if isinstance(rule, KeepThresholdRule):
+            kept = _reaches_threshold(graph, name, rule, scores, layout, parts)
+        else:
+            kept = _is_among_best(graph, name, rule, scores, layout, parts)
     else:
         raise TypeError(f"no way to write the token rule {rule!r}")
     left, chosen = keep_tokens(graph, layout, kept, f"{name}.layout")
@@ -115,11 +129,23 @@ def _means(graph: Graph, name: str, stride: int, values: str, chosen: str) -> st
     )
 
 
-def _is_among_best(
-    graph: Graph, name: str, index: int, attention: AttentionSpec, rule: KeepShareRule, layout: Layout, parts: RowParts
-) -> str:
+def _scores(
+    graph: Graph, index: int, spec: LayerSpec, scorer: TokenScorer, weights: Weights, values: str, layout: Layout,
+    parts: RowParts,
+) -> str:  # fmt: skip
+    """Return what a scorer gives all tokens, ``[B, S]``."""
+    name, key = f"layer.{index}.token_rule.scores", f"layers.{index}.token_rule.scorer"
+    if isinstance(scorer, LearnedScorer):
+        direction, match = (weights[f"{key}.{part}"].numpy() for part in ("direction", "match"))
+        return learned_scores(graph, name, direction, match, values, layout, parts)
+    if spec.attention is None:
+        raise TypeError(f"layer {index} has no attention, by which its token rule judges tokens")
+    return token_scores(graph, name, f"layer.{index}.attention", spec.attention, scorer, layout, parts)
+
+
+def _is_among_best(graph: Graph, name: str, rule: KeepShareRule, scores: str, layout: Layout, parts: RowParts) -> str:
     """Return which tokens stay, bool ``[T]``: all that are no document's, and of each document's the best."""
-    padded = graph.node("And", [pad(graph, layout, parts.document, f"{name}.padded"), layout.real], f"{name}.eligible")
+    padded = _eligible(graph, name, layout, parts)
     marks = graph.node("Cast", [padded], f"{name}.marks", to=TensorProto.INT64)
     n_document = graph.node("ReduceSum", [marks, graph.ints(1)], f"{name}.n_document", keepdims=1)  # [B, 1]
     part, whole = rule.fraction
@@ -128,7 +154,6 @@ def _is_among_best(
     n_kept = graph.node("Div", [raised, graph.int_scalar(whole)], f"{name}.n_kept")  # [B, 1]
     most = graph.node("ReduceMax", [n_kept], f"{name}.most", keepdims=0)
     n_ranked = graph.node("Max", [most, graph.int_scalar(1)], f"{name}.n_ranked")
-    scores = token_scores(graph, f"{name}.scores", f"layer.{index}.attention", attention, rule.scorer, layout, parts)
     judged = graph.node("Where", [padded, scores, graph.float_scalar(-math.inf)], f"{name}.judged")
     _, ranked = graph.nodes(
         "TopK", [judged, graph.reshape(n_ranked, f"{name}.k", 1)], [f"{name}.best_scores", f"{name}.best"],
@@ -145,6 +170,31 @@ def _is_among_best(
     )
     is_chosen = graph.node("Cast", [packed], f"{name}.chosen", to=TensorProto.BOOL)
     return graph.node("Or", [is_chosen, graph.node("Not", [parts.document], f"{name}.protected")], f"{name}.keeps")
+
+
+def _reaches_threshold(
+    graph: Graph, name: str, rule: KeepThresholdRule, scores: str, layout: Layout, parts: RowParts
+) -> str:
+    """Return which tokens stay, bool ``[T]``: all that are no document's, and those that score high enough."""
+    eligible = _eligible(graph, name, layout, parts)
+    lengths = graph.node("ReduceSum", [layout.mask, graph.ints(1)], f"{name}.lengths", keepdims=1)  # [B, 1]
+    counts = graph.node("Cast", [lengths], f"{name}.counts", to=TensorProto.FLOAT)
+    relative = graph.node("Mul", [scores, counts], f"{name}.relative")
+    judged = graph.node("Where", [eligible, relative, graph.float_scalar(-math.inf)], f"{name}.judged")
+    best = graph.node("ReduceMax", [judged], f"{name}.best", axes=[1], keepdims=1)
+    least = graph.node("Min", [best, graph.float_scalar(rule.threshold)], f"{name}.least")
+    reaches = graph.node(
+        "And", [graph.node("GreaterOrEqual", [judged, least], f"{name}.reaches"), eligible], f"{name}.stays"
+    )
+    packed = graph.node(
+        "Gather", [graph.reshape(reaches, f"{name}.flat_stays", -1), layout.to_packed], f"{name}.chosen"
+    )
+    return graph.node("Or", [packed, graph.node("Not", [parts.document], f"{name}.protected")], f"{name}.keeps")
+
+
+def _eligible(graph: Graph, name: str, layout: Layout, parts: RowParts) -> str:
+    """Return which slots are document tokens, bool ``[B, S]``."""
+    return graph.node("And", [pad(graph, layout, parts.document, f"{name}.padded"), layout.real], f"{name}.eligible")
 
 
 def _scalar(graph: Graph, layout: Layout) -> str:

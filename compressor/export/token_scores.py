@@ -8,12 +8,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 from onnx import TensorProto
 
 from compressor.export.attention import attention_shares, queries_and_keys
 from compressor.export.graph import Graph
-from compressor.export.layout import Layout
-from compressor.ranker.spec import AttentionSpec, FullPattern, PageRankScorer, TokenScorer
+from compressor.export.layout import Layout, pad
+from compressor.ranker.spec import AttentionSpec, FullPattern, PageRankScorer
+from compressor.ranker.token_rule_spec import AttentionShares
+from compressor.ranker.token_scores import STANDARDIZED_EPSILON
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,7 +35,13 @@ class RowParts:
 
 
 def token_scores(
-    graph: Graph, name: str, attention: str, spec: AttentionSpec, scorer: TokenScorer, layout: Layout, parts: RowParts
+    graph: Graph,
+    name: str,
+    attention: str,
+    spec: AttentionSpec,
+    scorer: AttentionShares,
+    layout: Layout,
+    parts: RowParts,
 ) -> str:
     """Write the scores of all tokens, ``[B, S]``.
 
@@ -46,9 +55,7 @@ def token_scores(
         parts: what they are.
     """
     is_walk = isinstance(scorer, PageRankScorer)
-    n_asking = graph.reshape(
-        graph.node("ReduceMax", [parts.n_asking], f"{name}.most_asking", keepdims=0), f"{name}.n_asking", 1
-    )
+    n_asking = _most_asking(graph, name, parts)
     paid = _paid(graph, name, attention, spec, layout, None if is_walk else n_asking)  # [B, S or asking, S]
     asking = _asking_shares(graph, name, parts, layout.columns if is_walk else n_asking)  # [B, 1, S or asking]
     if not isinstance(scorer, PageRankScorer):
@@ -61,6 +68,38 @@ def token_scores(
         damped = graph.node("Mul", [moved, graph.float_scalar(1 - scorer.restart)], f"{name}.damped.{step}")
         scores = graph.node("Add", [damped, start], f"{name}.step.{step}")
     return graph.node("Squeeze", [scores, graph.ints(1)], name)
+
+
+def learned_scores(
+    graph: Graph, name: str, direction: np.ndarray, match: np.ndarray, values: str, layout: Layout, parts: RowParts
+) -> str:
+    """Write what learned vectors make of the states that a layer gave, ``[B, S]``.
+
+    Args:
+        graph: the graph under construction.
+        name: what the scores are called.
+        direction, match: the vectors, float32 ``[W]``.
+        values: packed states ``[T, W]``.
+        layout: where the tokens stand.
+        parts: what they are.
+    """
+    one, none = np.ones(len(direction), np.float32), np.zeros(len(direction), np.float32)
+    inputs = [values, graph.weight(f"{name}.gain", one), graph.weight(f"{name}.bias", none)]
+    packed = graph.node("LayerNormalization", inputs, f"{name}.standardized", axis=-1, epsilon=STANDARDIZED_EPSILON)
+    states = pad(graph, layout, packed, f"{name}.states")  # [B, S, W]
+    n_asking = _most_asking(graph, name, parts)
+    first = graph.node("Slice", [states, graph.ints(0), n_asking, graph.ints(1)], f"{name}.asking_states")
+    asking = graph.node("MatMul", [_asking_shares(graph, name, parts, n_asking), first], f"{name}.question")
+    met = graph.node("Mul", [asking, graph.weight(f"{name}.match", match)], f"{name}.met")
+    wanted = graph.node("Add", [met, graph.weight(f"{name}.direction", direction)], f"{name}.wanted")  # [B, 1, W]
+    column = graph.node("Transpose", [wanted], f"{name}.column", perm=[0, 2, 1])
+    return graph.node("Squeeze", [graph.node("MatMul", [states, column], f"{name}.product"), graph.ints(2)], name)
+
+
+def _most_asking(graph: Graph, name: str, parts: RowParts) -> str:
+    return graph.reshape(
+        graph.node("ReduceMax", [parts.n_asking], f"{name}.most_asking", keepdims=0), f"{name}.n_asking", 1
+    )
 
 
 def _paid(graph: Graph, name: str, attention: str, spec: AttentionSpec, layout: Layout, n_asking: str | None) -> str:

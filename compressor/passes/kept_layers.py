@@ -94,11 +94,12 @@ def cut_spec(spec: RankerSpec, kept: Sequence[int]) -> RankerSpec:
 def cut_weights(weights: Mapping[str, Tensor], kept: Sequence[int]) -> dict[str, Tensor]:
     """Return the weights of the kept layers under their new numbers, and all that belongs to no layer.
 
-    As in `cut_spec`, an exit of the last one is left out.
+    As in `cut_spec`, an exit and a token rule of the last one are left out.
     """
     places = {old: new for new, old in enumerate(kept)}
     return {
         new: tensor
         for name, tensor in weights.items()
-        if (new := renumbered(name, places)) and not name.startswith(f"layers.{kept[-1]}.exit.")
+        if (new := renumbered(name, places))
+        and not name.startswith((f"layers.{kept[-1]}.exit.", f"layers.{kept[-1]}.token_rule."))
     }

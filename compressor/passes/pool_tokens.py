@@ -25,6 +25,8 @@ class PoolTokens(Pass):
     ``stride``: tokens of a window; 1 leaves all as it is. Windows start with the document. The first token, the query
     and separators stay as they are, and a window stands where its first token stood.
 
+    Where a pool stands already its stride is set anew: a training with ``token_rules`` makes a ranker good at several.
+
     Nothing is chosen and nothing measured, so it is the cheapest way to let tokens go. Costs ranking quality unless
     `distill` or `finetune` follows; attention learns to read means. Put it behind what cuts layers and widths.
     Literature: LTC, layer-wise token compression for rerankers (arXiv 2605.20683); Funnel-Transformer (arXiv

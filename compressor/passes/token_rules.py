@@ -1,16 +1,37 @@
-"""Where token rules stand: what `pool_tokens` and `keep_tokens` share."""
+"""Where token rules stand: what the passes that set them share."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, NonNegativeInt
 
 from compressor.errors import Fault, InputError
 from compressor.passes.contract import PlanError, Promise
-from compressor.ranker.spec import ClassifierHead, RankerSpec, TokenRule
+from compressor.ranker.spec import (
+    AttentionScorer,
+    ClassifierHead,
+    KeepRule,
+    KeepShareRule,
+    PageRankScorer,
+    PoolRule,
+    RankerSpec,
+    TokenRule,
+)
 
 if TYPE_CHECKING:
     from compressor.ranker.ranker import Ranker
+    from compressor.training.drawn_rules import DrawnTokenRules
+
+
+Place = NonNegativeInt | Literal["middle"]
+KeptShare = Annotated[float, Field(ge=0.001, le=1)]
+ScorerName = Literal["attention", "pagerank"]  # those that share attention out
+SCORERS: Mapping[ScorerName, AttentionScorer | PageRankScorer] = {
+    "attention": AttentionScorer(),
+    "pagerank": PageRankScorer(),
+}
 
 
 def refuse_whole_rows(spec: RankerSpec) -> None:
@@ -47,13 +68,33 @@ def place_of(layer: int | Literal["middle"], spec: RankerSpec, setting: str) -> 
     return layer
 
 
-def with_rules(spec: RankerSpec, rules: Mapping[int, TokenRule], setting: str) -> RankerSpec:
-    """Return the shape with token rules behind some layers.
+def judged_places(layers: Mapping[Place, float], spec: RankerSpec, *, by_attention: bool = True) -> dict[int, float]:
+    """Return the share of document tokens that stays behind each layer by its index, from what the setting names.
 
     Raises:
-        PlanError: a layer has one already; names ``setting``.
+        PlanError: a layer that the ranker does not have, the same one twice, or one without attention to judge by.
     """
-    taken = [layer for layer in rules if layer in spec.rule_layers]
+    places = {place_of(layer, spec, "layers"): share for layer, share in layers.items()}
+    if len(places) < len(layers):
+        found = f"layer {place_of('middle', spec, 'layers')} by its number and as the middle"
+        raise PlanError(found, allowed="each layer once", setting="layers")
+    if by_attention and (blind := [place for place in places if not spec.layers[place].attention]):
+        raise PlanError(
+            f"layer {blind[0]}, which has no attention to judge tokens by",
+            allowed="layers with attention",
+            fix="choose another layer, or pool_tokens, which judges nothing",
+            setting="layers",
+        )
+    return places
+
+
+def with_rules(spec: RankerSpec, rules: Mapping[int, TokenRule], setting: str) -> RankerSpec:
+    """Return the shape with token rules behind some layers, in the place of such as differ by their number alone.
+
+    Raises:
+        PlanError: a layer has another one already; names ``setting``.
+    """
+    taken = [layer for layer in rules if layer in spec.rule_layers and not _alike(rules[layer], spec, layer)]
     if taken:
         others = [str(layer) for layer in range(len(spec.layers) - 1) if layer not in spec.rule_layers]
         raise PlanError(
@@ -87,11 +128,20 @@ def with_separator(ranker: Ranker, spec: RankerSpec, verb: str) -> Ranker:
     Raises:
         InputError: pairs have no separator.
     """
+    return ranker.changed(spec=told_apart(ranker, spec, verb))
+
+
+def told_apart(ranker: Ranker, spec: RankerSpec, verb: str) -> RankerSpec:
+    """Return a shape with token rules that knows the separator of the ranker's tokenizer.
+
+    Raises:
+        InputError: pairs have no separator.
+    """
     separator = ranker.tokenizer.separator_id
     if separator is None:
         found = "a tokenizer that puts no special token of its own between query and document"
         raise InputError(Fault(source=verb, found=found, allowed="one whose pairs have a separator"))
-    return ranker.changed(spec=spec.changed(separator_id=separator))
+    return spec.changed(separator_id=separator)
 
 
 def rules_stay(result: Ranker, places: Sequence[int]) -> list[Promise]:
@@ -102,8 +152,43 @@ def rules_stay(result: Ranker, places: Sequence[int]) -> list[Promise]:
     def check(ranker: Ranker) -> str | None:
         if len(ranker.spec.layers) != n_layers:  # a pass that takes layers away says what becomes of their rules
             return None
-        lost = [place for place, rule in made.items() if ranker.spec.layers[place].token_rule != rule]
+        lost = [place for place, rule in made.items() if not _alike(rule, ranker.spec, place)]
         return f"another rule or none behind layer {lost[0]}" if lost else None
 
     named = ", ".join(map(str, places))
     return [Promise(text=f"as long as no layer goes, tokens go behind {named} as now", check=check)] if made else []
+
+
+def refuse_drawn_rules(spec: RankerSpec, drawn: DrawnTokenRules) -> None:
+    """Refuse to train with strides or shares that the ranker's own token rules have no use for.
+
+    Raises:
+        PlanError: there is no such rule, or its own number is none of those that are trained.
+    """
+    kinds = (("strides", PoolRule, "stride", "pool_tokens"), ("shares", KeepShareRule, "share", "keep_tokens"))
+    for setting, kind, name, verb in kinds:
+        numbers = getattr(drawn, setting)
+        if not numbers:
+            continue
+        rules = {layer: rule for layer in spec.rule_layers if isinstance(rule := spec.layers[layer].token_rule, kind)}
+        if not rules:
+            raise PlanError(
+                f"{setting} for a ranker that has no rule with a {name}",
+                fix=f"put {verb} before it, or take {setting} away",
+                setting=f"token_rules.{setting}",
+            )
+        for layer, rule in rules.items():
+            if (own := getattr(rule, name)) not in numbers:
+                raise PlanError(
+                    f"the {name} {own:g} behind layer {layer}, by which the result will rank, and training without it",
+                    allowed=f"{setting} with {own:g} among them",
+                    setting=f"token_rules.{setting}",
+                )
+
+
+def _alike(rule: TokenRule | None, spec: RankerSpec, layer: int) -> bool:
+    """Return whether the rule behind a layer is this one, up to the number of tokens that it leaves."""
+    other = spec.layers[layer].token_rule
+    if isinstance(rule, KeepRule) and isinstance(other, KeepRule):
+        return rule.kind == other.kind and rule.scorer == other.scorer
+    return type(rule) is type(other)

@@ -11,10 +11,12 @@ from compressor.algorithms.loss_options import LossOptions
 from compressor.errors import Fault, InputError
 from compressor.passes.contract import Need, Pass, PlanError, Supply
 from compressor.passes.refusals import refuse_bi_encoder, refuse_quantized
+from compressor.passes.token_rules import refuse_drawn_rules
 from compressor.ranker.rounding import is_rounded
 from compressor.ranker.spec import RankerSpec
 from compressor.storage import sha256_json
 from compressor.training.drawn_parts import DrawnParts
+from compressor.training.drawn_rules import DrawnTokenRules
 from compressor.training.lists import check_sources
 from compressor.training.loss_settings import ExitLosses
 from compressor.training.settings import Share, TrainingSettings
@@ -39,6 +41,9 @@ class TrainingPass(TrainingSettings, Pass):
     ``layer_drop``: the probability with which a step leaves a layer out, so that `drop_layers` can take any depth out
     of the result (LayerDrop, arXiv 1909.11556; 0.2 there, 0.5 for half of the layers). Drawn anew for each step; at
     least one layer runs, and of those that do not, neither states nor exits are trained.
+    ``token_rules``: of the ranker's token rules, what a step puts in their place, drawn anew for each step:
+    ``{strides: [1, 2, 4]}`` makes pools elastic (LTC, arXiv 2605.20683), ``{shares: [1, 0.7, 0.5]}`` shares that are
+    kept. The result has the rules that it had; `pool_tokens` and `keep_tokens` may set others of these numbers.
     ``freeze_embeddings``: leave the embeddings as they are.
 
     Behind `quantize`, `distill` and `finetune` train through its rounding (quantization-aware training): each step
@@ -54,6 +59,7 @@ class TrainingPass(TrainingSettings, Pass):
     exits: NonNegativeFloat | None = None
     exit_losses: ExitLosses = ExitLosses()
     layer_drop: Share = 0.0
+    token_rules: DrawnTokenRules | None = None
     freeze_embeddings: bool = False
 
     def needs(self) -> frozenset[Need]:
@@ -83,6 +89,8 @@ class TrainingPass(TrainingSettings, Pass):
         if self.layer_drop and len(spec.layers) == 1:
             found = f"layer_drop {self.layer_drop:g} for a ranker of one layer, which always runs"
             raise PlanError(found, allowed="0, or a ranker of two layers or more", setting="layer_drop")
+        if self.token_rules:
+            refuse_drawn_rules(spec, self.token_rules)
         return spec
 
     def exits_weight(self, spec: RankerSpec) -> float:
@@ -91,7 +99,8 @@ class TrainingPass(TrainingSettings, Pass):
 
     def parts(self, spec: RankerSpec, seed: int) -> DrawnParts:
         """Return which parts of a ranker of this shape each step trains."""
-        return DrawnParts(n_layers=len(spec.layers), seed=seed, layer_drop=self.layer_drop)
+        rules = self.token_rules.by_layer(spec) if self.token_rules else {}
+        return DrawnParts(n_layers=len(spec.layers), seed=seed, layer_drop=self.layer_drop, token_rules=rules)
 
     def refuse_short_lists(self, losses: Iterable[tuple[str, LossOptions]], setting: str) -> None:
         """Refuse losses that compare items, where lists have but one.

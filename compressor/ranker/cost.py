@@ -8,8 +8,9 @@ from compressor.cascade_stages import depth_of
 from compressor.ranker.spec import (
     ClassifierHead,
     DenseSparseForm,
-    KeepShareRule,
+    KeepRule,
     LayerSpec,
+    LearnedScorer,
     LinearSpec,
     LowRankForm,
     NormSpec,
@@ -25,7 +26,8 @@ def parameters(spec: RankerSpec) -> int:
     """Return the number of stored weights, biases and norm parameters, those of exits among them."""
     tables = sum(table.rows * table.width for _, table in tables_of(spec))
     linears = sum(linear_weights(linear) + linear.outputs * linear.bias for _, linear in linears_of(spec))
-    return tables + linears + sum(_norm_parameters(norm, width) for norm, width in _norms(spec))
+    scorers = sum(2 * spec.width for layer in spec.layers if _has_learned_scorer(layer))
+    return tables + linears + scorers + sum(_norm_parameters(norm, width) for norm, width in _norms(spec))
 
 
 def macs(spec: RankerSpec, n_tokens: int, query_tokens: int = QUERY_TOKENS) -> int:
@@ -44,7 +46,7 @@ def macs(spec: RankerSpec, n_tokens: int, query_tokens: int = QUERY_TOKENS) -> i
         last = index == len(spec.layers) - 1 and spec.reads_first_token_only
         total += _layer_macs(layer, n_tokens, 1 if last else n_tokens)
         if rule := layer.token_rule:
-            total += scorer_macs(layer, n_tokens, min(n_tokens, query_tokens + 1))
+            total += scorer_macs(layer, spec.width, n_tokens, min(n_tokens, query_tokens + 1))
             gone = n_document - rule.n_left(n_document)
             n_tokens, n_document = n_tokens - gone, n_document - gone
     return total + (_head_macs(spec.head) if isinstance(spec.head, ClassifierHead) else 0)
@@ -98,7 +100,7 @@ def _head_macs(head: ClassifierHead) -> int:
     return linear_macs(head.output) + (linear_macs(head.dense) if head.dense else 0)
 
 
-def scorer_macs(layer: LayerSpec, n_tokens: int, n_asking: int) -> int:
+def scorer_macs(layer: LayerSpec, width: int, n_tokens: int, n_asking: int) -> int:
     """Return the multiply-adds of judging the tokens of a row, as the written graph does it.
 
     Shares of full attention are at hand there; where a layer has another pattern, products of queries and keys are
@@ -106,15 +108,22 @@ def scorer_macs(layer: LayerSpec, n_tokens: int, n_asking: int) -> int:
 
     Args:
         layer: one with or without a token rule.
+        width: of the residual stream.
         n_tokens: that reach the rule.
         n_asking: of them, the first token and the query's.
     """
-    if not isinstance(layer.token_rule, KeepShareRule) or layer.attention is None:
+    if _has_learned_scorer(layer):
+        return (n_tokens + n_asking) * width
+    if not isinstance(layer.token_rule, KeepRule) or layer.attention is None:
         return 0
     scorer, attention = layer.token_rule.scorer, layer.attention
     rows, steps = (n_tokens, scorer.steps) if isinstance(scorer, PageRankScorer) else (n_asking, 1)
     products = 0 if attention.pattern.kind == "full" else rows * n_tokens * attention.heads * attention.head_width
     return products + steps * rows * n_tokens
+
+
+def _has_learned_scorer(layer: LayerSpec) -> bool:
+    return isinstance(layer.token_rule, KeepRule) and isinstance(layer.token_rule.scorer, LearnedScorer)
 
 
 def linear_macs(linear: LinearSpec) -> int:

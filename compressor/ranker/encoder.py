@@ -170,7 +170,7 @@ class Encoder(nn.Module):
                 is_last = index == len(self.layers) - 1
                 values = self._run(layer, values, layout, first_only and is_last, self.part.ffn_width(index))
             if parts and (rule := self._rule(index)):
-                reached = Reached(layer=layer, read=read.detach(), given=values.detach(), layout=layout, parts=parts)
+                reached = Reached(layer=layer, read=read, given=values, layout=layout, parts=parts)
                 reduction = layer.token_rule(reached, rule)
             yield index, values, layout, reduction
             if parts and reduction:

@@ -116,7 +116,7 @@ class Layer(nn.Module):
         self.ffn = build_feed_forward(spec.ffn, spec.states)
         self.ffn_norm = build_norm(spec.ffn_norm, width)
         self.dropout = nn.Dropout(dropout.hidden)
-        self.token_rule = build_token_rule(spec.token_rule) if spec.token_rule else None
+        self.token_rule = build_token_rule(spec.token_rule, width) if spec.token_rule else None
         self.exit = exit_head
 
     def forward(

@@ -57,7 +57,10 @@ from compressor.ranker.parts_spec import (
 )
 from compressor.ranker.token_rule_spec import (
     AttentionScorer,
+    KeepRule,
     KeepShareRule,
+    KeepThresholdRule,
+    LearnedScorer,
     PageRankScorer,
     PoolRule,
     TokenRule,
@@ -89,8 +92,11 @@ __all__ = [
     "Int8Dynamic",
     "Int8Rows",
     "Int8Static",
+    "KeepRule",
     "KeepShareRule",
+    "KeepThresholdRule",
     "LayerSpec",
+    "LearnedScorer",
     "LinearForm",
     "LinearMapSpec",
     "LinearPrecision",

@@ -11,7 +11,7 @@ import math
 from fractions import Fraction
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from compressor.records import Record
 
@@ -44,7 +44,21 @@ class PageRankScorer(Record):
     steps: PositiveInt = 4
 
 
-TokenScorer = Annotated[AttentionScorer | PageRankScorer, Field(discriminator="kind")]
+class LearnedScorer(Record):
+    """A token counts by a product of its own state behind the layer with what was learned, and with what asks.
+
+    With z a token's state less its mean, over its deviation, and q the mean z of the first token and the query's:
+    ``(direction + match * q) . z``; both vectors are weights of the ranker. No attention is looked at, so that it may
+    stay fused (after Token Cropr, arXiv 2412.00965, whose learned queries do not look at what asks).
+    """
+
+    reads_attention: ClassVar[bool] = False
+
+    kind: Literal["learned"] = "learned"
+
+
+AttentionShares = Annotated[AttentionScorer | PageRankScorer, Field(discriminator="kind")]
+TokenScorer = Annotated[AttentionScorer | PageRankScorer | LearnedScorer, Field(discriminator="kind")]
 
 
 class PoolRule(Record):
@@ -64,11 +78,11 @@ class PoolRule(Record):
         return -(-n_tokens // self.stride)
 
 
-class KeepShareRule(Record):
-    """Of n document tokens that reach the rule the best ``ceil(share * n)`` stay, of equal ones the first."""
+class KeepRule(Record):
+    """A choice among document tokens by their scores; of n of them ``ceil(share * n)`` stay, or do so in the mean."""
 
-    kind: Literal["keep_share"] = "keep_share"
-    share: Annotated[float, Field(ge=0.001, lt=1)]
+    kind: Literal["keep_share", "keep_threshold"]
+    share: Annotated[float, Field(ge=0.001, le=1)]
     scorer: TokenScorer = AttentionScorer()
 
     @property
@@ -83,8 +97,28 @@ class KeepShareRule(Record):
         return exact.numerator, exact.denominator
 
     def n_left(self, n_tokens: int) -> int:
-        """Return how many of a document's tokens stay."""
+        """Return how many of a document's tokens stay, by the share."""
         return math.ceil(Fraction(*self.fraction) * n_tokens)
 
 
-TokenRule = Annotated[PoolRule | KeepShareRule, Field(discriminator="kind")]
+class KeepShareRule(KeepRule):
+    """Of n document tokens that reach the rule the best ``ceil(share * n)`` stay, of equal ones the first."""
+
+    kind: Literal["keep_share"] = "keep_share"
+    share: Annotated[float, Field(ge=0.001, lt=1)]
+
+
+class KeepThresholdRule(KeepRule):
+    """Document tokens stay whose score is ``threshold`` times the mean one of their row or more; the best always does.
+
+    Scores are shares of all n real tokens of the row that reach the rule, so their mean is 1 / n, and a threshold means
+    the same in short rows and in long ones (Learned Token Pruning, arXiv 2107.00910, whose own thresholds do not).
+    ``share``: of document tokens, what stayed where the threshold was set; costs are told by it.
+    """
+
+    kind: Literal["keep_threshold"] = "keep_threshold"
+    threshold: NonNegativeFloat
+    scorer: AttentionShares = AttentionScorer()
+
+
+TokenRule = Annotated[PoolRule | KeepShareRule | KeepThresholdRule, Field(discriminator="kind")]

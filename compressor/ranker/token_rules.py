@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from compressor.ranker.spec import KeepShareRule, PoolRule, TokenRule
+from compressor.ranker.spec import KeepRule, KeepShareRule, KeepThresholdRule, LearnedScorer, PoolRule, TokenRule
 from compressor.ranker.token_scores import Reached, build_scorer
 from compressor.ranker.tokens import TokenLayout, take_tokens
 
@@ -23,14 +24,16 @@ class Reduction:
         kept: int64 ``[T']``, which tokens they are.
         owner: int64 ``[T]``, the new token that each old one goes into; None where states stay as they are.
         margins: ``[B]``, how clear the choice was: the score of the worst token that stays less that of the best one
-            that goes, as a share of the former; infinite where nothing was to be chosen. Near zero, rounding may choose
-            otherwise in another runtime.
+            that goes, as a share of the former where scores are shares; infinite where nothing was to be chosen. Near
+            zero, rounding may choose otherwise in another runtime.
+        judged: ``[n]``, the relative scores of all document tokens that a threshold was held against.
     """
 
     layout: TokenLayout
     kept: Tensor
     owner: Tensor | None = None
     margins: Tensor | None = None
+    judged: Tensor | None = None
 
     def states(self, values: Tensor) -> Tensor:
         """Return what becomes of packed values, ``[T, width] -> [T', width]``: a choice of them, or means."""
@@ -59,30 +62,94 @@ class Pool(nn.Module):
 class KeepShare(nn.Module):
     """Keeps the best share of each row's document tokens; ``scorer`` gives them scores ``[B, S]``."""
 
-    def __init__(self, spec: KeepShareRule) -> None:
+    def __init__(self, spec: KeepRule, width: int) -> None:
         super().__init__()
-        self.scorer = build_scorer(spec.scorer)
+        self.scorer = build_scorer(spec.scorer, width)
 
     @torch.no_grad()
     def forward(self, reached: Reached, spec: KeepShareRule) -> Reduction:
-        layout = reached.layout
-        document = layout.mask.new_zeros(layout.mask.numel())
-        document[layout.to_packed] = reached.parts.document
-        document = document.view(layout.mask.shape)
+        layout, document = reached.layout, _padded_document(reached)
         part, whole = spec.fraction
         n_kept = torch.div(document.sum(dim=1) * part + whole - 1, whole, rounding_mode="floor")
-        chosen, margins = best_of_rows(self.scorer(reached), document, n_kept)
+        unit = 1.0 if isinstance(spec.scorer, LearnedScorer) else None
+        chosen, margins = best_of_rows(self.scorer(reached), document, n_kept, unit)
         new_layout, kept = layout.keep_tokens(~reached.parts.document | layout.pack(chosen))
         return Reduction(layout=new_layout, kept=kept, margins=margins)
 
 
-def best_of_rows(scores: Tensor, eligible: Tensor, n_kept: Tensor) -> tuple[Tensor, Tensor]:
+Gate = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class KeepThreshold(nn.Module):
+    """Keeps document tokens whose relative score reaches a threshold (LTP, arXiv 2107.00910), and each row's best one.
+
+    Two things are not as in the paper's code: scores are relative to the mean of a row's real tokens, which padding and
+    length do not move; and first token, query and separators stay.
+
+    ``gate``: set while a threshold is learned; no token goes then. It takes relative scores, which of them are of
+    document tokens, and the logarithms of the gates so far, all ``[B, S]``, and returns the new logarithms.
+    """
+
+    gate: Gate | None = None
+
+    def __init__(self, spec: KeepRule, width: int) -> None:
+        super().__init__()
+        self.scorer = build_scorer(spec.scorer, width)
+
+    def forward(self, reached: Reached, spec: KeepThresholdRule) -> Reduction:
+        if self.gate is None:
+            with torch.no_grad():
+                return self._chosen(reached, spec.threshold)
+        layout = reached.layout
+        relative = self.scorer(reached) * layout.n_tokens[:, None]
+        before = torch.zeros_like(relative) if layout.log_gates is None else layout.log_gates
+        gates = self.gate(relative, _padded_document(reached), before)
+        everything = torch.arange(len(layout.to_packed), device=relative.device)
+        return Reduction(layout=replace(layout, log_gates=gates), kept=everything)
+
+    def _chosen(self, reached: Reached, threshold: float) -> Reduction:
+        layout, document = reached.layout, _padded_document(reached)
+        relative = self.scorer(reached) * layout.n_tokens[:, None]
+        chosen, margins = at_least(relative, document, threshold)
+        new_layout, kept = layout.keep_tokens(~reached.parts.document | layout.pack(chosen))
+        return Reduction(layout=new_layout, kept=kept, margins=margins, judged=relative[document])
+
+
+def at_least(scores: Tensor, eligible: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    """Return the columns that reach a threshold, or else the best, bool ``[B, S]``, and how clear that is, ``[B]``.
+
+    Args:
+        scores: ``[B, S]``.
+        eligible: bool ``[B, S]``, among which columns to choose.
+        threshold: what is to be reached; where no column does, all that have the row's highest score stay.
+    """
+    judged = scores.masked_fill(~eligible, -torch.inf)
+    best = judged.amax(dim=1, keepdim=True)
+    chosen = eligible & (judged >= best.clamp(max=threshold))
+    gaps = (judged - threshold).abs().masked_fill(~eligible, torch.inf).amin(dim=1) / max(abs(threshold), _NOTHING)
+    is_other = torch.ones_like(eligible).scatter(1, judged.argmax(dim=1, keepdim=True), False)
+    runner_up = judged.masked_fill(~is_other, -torch.inf).amax(dim=1)
+    lead = (best[:, 0] - runner_up) / best[:, 0].abs().clamp(min=_NOTHING)
+    margins = torch.where(best[:, 0] >= threshold, gaps, lead)
+    return chosen, torch.where(eligible.sum(dim=1) > 1, margins, torch.inf)
+
+
+def _padded_document(reached: Reached) -> Tensor:
+    """Return which slots of the padded view are document tokens, bool ``[B, S]``."""
+    layout = reached.layout
+    document = layout.mask.new_zeros(layout.mask.numel())
+    document[layout.to_packed] = reached.parts.document
+    return document.view(layout.mask.shape)
+
+
+def best_of_rows(scores: Tensor, eligible: Tensor, n_kept: Tensor, unit: float | None = None) -> tuple[Tensor, Tensor]:
     """Return each row's best columns, bool ``[B, S]``, of equal ones the first, and how clear the choice was, ``[B]``.
 
     Args:
         scores: ``[B, S]``.
         eligible: bool ``[B, S]``, among which columns to choose.
         n_kept: int64 ``[B]``, how many; at most as many as are eligible.
+        unit: what a gap between scores is measured in; by default the score of the worst that stays.
     """
     finite = scores.clamp(min=torch.finfo(scores.dtype).min)  # so that nothing stands behind what is not eligible
     ranked = finite.masked_fill(~eligible, -torch.inf).sort(dim=1, descending=True, stable=True)
@@ -91,10 +158,12 @@ def best_of_rows(scores: Tensor, eligible: Tensor, n_kept: Tensor) -> tuple[Tens
     last = (n_kept - 1).clamp(min=0)[:, None]
     worst, next_one = (ranked.values.gather(1, place.clamp(max=len(columns) - 1))[:, 0] for place in (last, last + 1))
     is_choice = (n_kept > 0) & (n_kept < eligible.sum(dim=1))
-    gap = (worst - next_one) / worst.abs().clamp(min=_NOTHING)
+    gap = (worst - next_one) / (unit or worst.abs().clamp(min=_NOTHING))
     return chosen, torch.where(is_choice, gap, torch.inf)
 
 
-def build_token_rule(spec: TokenRule) -> nn.Module:
+def build_token_rule(spec: TokenRule, width: int) -> nn.Module:
     """Build what takes a `Reached` and a spec to a `Reduction`: this spec, or one with other numbers while training."""
-    return Pool() if isinstance(spec, PoolRule) else KeepShare(spec)
+    if isinstance(spec, PoolRule):
+        return Pool()
+    return KeepThreshold(spec, width) if isinstance(spec, KeepThresholdRule) else KeepShare(spec, width)

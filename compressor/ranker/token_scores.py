@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from compressor.ranker.spec import PageRankScorer, TokenScorer
+from compressor.ranker.spec import LearnedScorer, PageRankScorer, TokenScorer
 from compressor.ranker.tokens import RowParts, TokenLayout
 
 if TYPE_CHECKING:
     from compressor.ranker.layers import Layer
+
+STANDARDIZED_EPSILON = 1e-5  # added to the variance of a state that is judged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +71,33 @@ class PageRankScores(nn.Module):
         return scores[:, 0]
 
 
+class LearnedScores(nn.Module):
+    """Scores ``[B, S]``: products of tokens' own states with two learned vectors, one of which meets what asks.
+
+    Token Cropr's linear scorer (arXiv 2412.00965), with the query in it.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.direction = nn.Parameter(torch.empty(width))
+        self.match = nn.Parameter(torch.empty(width))
+
+    def forward(self, reached: Reached) -> Tensor:
+        states, asking = standardized(reached)
+        wanted = self.direction.to(states.dtype) + self.match.to(states.dtype) * asking  # [B, width]
+        return torch.matmul(states, wanted[:, :, None])[:, :, 0]
+
+
+def standardized(reached: Reached) -> tuple[Tensor, Tensor]:
+    """Return states less their means, over their deviations, ``[B, S, W]``, and the mean of what asks, ``[B, W]``."""
+    given = reached.given
+    exact = given.to(torch.promote_types(given.dtype, torch.float32))
+    states = reached.layout.pad(F.layer_norm(exact, exact.shape[-1:], eps=STANDARDIZED_EPSILON))
+    n_asking = int(reached.parts.n_asking.max())
+    shares = reached.parts.asking_shares(reached.layout)[:, None, :n_asking].to(states.dtype)
+    return states, torch.matmul(shares, states[:, :n_asking])[:, 0]
+
+
 def attention_paid(reached: Reached, n_asking: int) -> Tensor:
     """Return what the first ``n_asking`` tokens of each row pay to its real tokens, ``[B, asking, S]``, heads averaged.
 
@@ -82,10 +112,14 @@ def attention_paid(reached: Reached, n_asking: int) -> Tensor:
     with torch.autocast(query.device.type, enabled=False):
         query, key = query[:, :n_asking].to(exact).transpose(1, 2), key.to(exact).permute(0, 2, 3, 1)
         products = torch.matmul(query * query.shape[-1] ** -0.5, key)  # [B, H, asking, S]
+        if reached.layout.log_gates is not None:
+            products = products + reached.layout.log_gates[:, None, None, :]
         products = products.masked_fill(~reached.layout.mask[:, None, None, :], torch.finfo(exact).min)
         return products.softmax(dim=-1).mean(dim=1)
 
 
-def build_scorer(spec: TokenScorer) -> nn.Module:
+def build_scorer(spec: TokenScorer, width: int) -> nn.Module:
     """Build what gives each token of the padded view a score, ``[B, S]``, high for those that should stay."""
+    if isinstance(spec, LearnedScorer):
+        return LearnedScores(width)
     return PageRankScores(spec) if isinstance(spec, PageRankScorer) else AttentionScores()

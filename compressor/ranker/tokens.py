@@ -23,6 +23,8 @@ class TokenLayout:
         to_padded: int64 ``[B * S]``, the packed token of each padded slot; padding repeats the last one before it.
         positions: int64 ``[T]``, each token's position in its row before any token was dropped.
         first: int64 ``[B]``, the packed index of each row's first token.
+        log_gates: ``[B, S]``, the logarithm of how far each token stays while a choice is learned, added to its score
+            as a key; 0 for tokens that surely stay. None where tokens stay or go.
     """
 
     mask: Tensor
@@ -30,6 +32,7 @@ class TokenLayout:
     to_padded: Tensor
     positions: Tensor
     first: Tensor
+    log_gates: Tensor | None = None
 
     @classmethod
     def of(cls, mask: Tensor, positions: Tensor | None = None) -> TokenLayout:
@@ -86,10 +89,17 @@ class TokenLayout:
         return _Rows.apply(values.flatten(0, 1), self.to_packed, self.to_packed, True)
 
     def row_means(self, values: Tensor) -> Tensor:
-        """Return the mean of each row's tokens, ``[T, width] -> [B, width]``."""
+        """Return the mean of each row's tokens, ``[T, width] -> [B, width]``, each as far as it stays."""
+        if self.log_gates is not None:
+            values = values * self.pack(self.log_gates.exp())[:, None]
         rows = torch.div(self.to_packed, self.mask.shape[1], rounding_mode="floor")
         sums = values.new_zeros(self.mask.shape[0], values.shape[1]).index_add(0, rows, values)
-        return sums / self.mask.sum(dim=1, keepdim=True)
+        return sums / self.n_tokens[:, None]
+
+    @property
+    def n_tokens(self) -> Tensor:
+        """How many tokens each row has, ``[B]``, each counted as far as it stays."""
+        return self.mask.sum(dim=1) if self.log_gates is None else (self.log_gates.exp() * self.mask).sum(dim=1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from compressor.records import Record
 
@@ -40,3 +40,15 @@ class MaskSettings(Record):
         if self.ramp[0] >= self.ramp[1]:
             raise ValueError(f"the ramp begins at {self.ramp[0]:g} and ends at {self.ramp[1]:g}: it has to begin first")
         return self
+
+
+class TokenGateSettings(Record):
+    """How thresholds of token rules learn.
+
+    ``temperature``: how soft they are, in mean scores of a row. ``learning_rate``: theirs, constant.
+    ``budget_weight``: of the squared distance between the share of tokens that is kept and the budget.
+    """
+
+    temperature: PositiveFloat = 0.1
+    learning_rate: PositiveFloat = 0.01
+    budget_weight: NonNegativeFloat = 10.0

@@ -12,7 +12,16 @@ from compressor.export.parity import clear_rows
 from compressor.families import can_be_stock
 from compressor.passes.keep_tokens import KeepTokens
 from compressor.passes.pool_tokens import PoolTokens
-from compressor.ranker.spec import KeepShareRule, PageRankScorer, PoolRule, RankerSpec, TableSpec, WindowPattern
+from compressor.ranker.spec import (
+    KeepShareRule,
+    KeepThresholdRule,
+    LearnedScorer,
+    PageRankScorer,
+    PoolRule,
+    RankerSpec,
+    TableSpec,
+    WindowPattern,
+)
 from compressor.runtime.ranker import OnnxRanker
 from compressor.runtime.session import session_options
 from tests.export.component import DIALECTS
@@ -27,6 +36,8 @@ RULES = {
     "pool": PoolRule(stride=3),
     "attention": KeepShareRule(share=0.5),
     "pagerank": KeepShareRule(share=0.3, scorer=PageRankScorer()),
+    "learned": KeepShareRule(share=0.4, scorer=LearnedScorer()),
+    "threshold": KeepThresholdRule(threshold=0.95, share=0.5),
 }
 ATTENTIONS = {
     "learned positions": attention(),

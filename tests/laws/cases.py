@@ -167,6 +167,12 @@ CASES = {
         no_mask="training changes what stays: tests/passes/test_learn_factors.py",
         mistyped={"ranks": 4},
     ),
+    "learn_thresholds": Case(
+        neutral={"layers": {"middle": 1}},
+        active={"epochs": 0, "layers": {0: 0.5}, "n_pairs": 16},
+        no_mask="weights all stay: tests/passes/test_learn_thresholds.py",
+        mistyped={"layer": {0: 0.5}},
+    ),
     "learn_widths": Case(
         neutral={"budget": {"macs": 1}},
         active={**_TRAINING, "budget": {"macs": 0.9}, "round_to": 4, "masks": {"learning_rate": 0.3}},
@@ -255,6 +261,18 @@ def _rounding(batch_atol: float, export_atol: float, **settings: Any) -> Case:
 
 # More rows of a pass, for settings that compute something else; the word behind the verb is a name.
 MORE_CASES = {
+    "keep_tokens learned": Case(
+        neutral={"scorer": "learned", "layers": {"middle": 1}},
+        active={"scorer": "learned", "layers": {0: 0.5}, "n_pairs": 16},
+        no_mask="weights all stay: tests/passes/test_learned_scorer.py",
+        mistyped={"score": "learned"},
+    ),
+    "learn_thresholds learned": Case(
+        neutral={**_TRAINING, "layers": {"middle": 1}},
+        active={**_TRAINING, "layers": {0: 0.5}, "n_pairs": 16, "losses": {"mse": 1}, "representations": {}},
+        no_mask="weights all stay: tests/passes/test_learn_thresholds.py",
+        mistyped={"gate": {}},
+    ),
     "quantize int8_static": _rounding(1e-3, 5e-3, scheme="int8_static", observer="entropy", n_pairs=16),
     "quantize int8_blocks": _rounding(1e-3, 5e-3, scheme="int8_blocks", block_size=64),
     "quantize int4_blocks": _rounding(1e-3, 5e-3, scheme="int4_blocks", keep_fp32=(0, "*.ffn.down")),

@@ -19,7 +19,7 @@ _WIDTHS_FIRST = (
 
 _BEFORE_QUANTIZE = (
     "add_exits", "cut_nested", "dense_sparse", "drop_layers", "factorize", "fold_norms", "learn_factors",
-    "learn_widths", "linearize_layers", "merge_adapters", "nest_widths", "prune_greedily", "prune_widths", "quantize",
+    "learn_thresholds", "learn_widths", "linearize_layers", "merge_adapters", "nest_widths", "prune_greedily", "prune_widths", "quantize",
     "smooth", "sparsify", "start_from", "subclone", "trim_vocabulary",
 )  # fmt: skip
 
@@ -33,9 +33,18 @@ FORBIDDEN = {
     **{("quantize", verb): f"put {verb} before quantize" for verb in _BEFORE_QUANTIZE},
     **{
         (rule, verb): f"put {verb} before pool_tokens and keep_tokens"
-        for rule in ("keep_tokens", "pool_tokens")
+        for rule in ("keep_tokens", "learn_thresholds", "pool_tokens")
         for verb in _WIDTHS_FIRST
     },
+    ("cut_at_exit", "learn_thresholds"): "leave two layers or more",
+    ("drop_layers", "learn_thresholds"): "leave two layers or more",
+    **{
+        (first, "learn_thresholds"): "choose another layer"
+        for first in ("keep_tokens", "linearize_layers", "pool_tokens")
+    },
+    **{("learn_thresholds", second): "choose another layer" for second in ("keep_tokens", "pool_tokens")},
+    ("cascade", "learn_thresholds"): "leave one of the two passes out",
+    ("learn_thresholds", "cascade"): "leave one of the two passes out",
     ("cut_at_exit", "keep_tokens"): "leave two layers or more",
     ("cut_at_exit", "pool_tokens"): "leave two layers or more",
     ("drop_layers", "keep_tokens"): "leave two layers or more",

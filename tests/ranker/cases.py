@@ -10,7 +10,9 @@ from compressor.ranker.spec import (
     EmbeddingsSpec,
     FeedForwardSpec,
     KeepShareRule,
+    KeepThresholdRule,
     LayerSpec,
+    LearnedScorer,
     LinearMapSpec,
     LinearSpec,
     LowRankForm,
@@ -197,6 +199,18 @@ SPECS: dict[str, RankerSpec] = {
     "exits_modernbert": with_exits(_modernbert(), _FIRST_EXIT, _MEAN_EXIT),
     "pooled": of_layers(tiny_layer(token_rule=PoolRule(stride=3)), tiny_layer(), separator_id=SEPARATOR),
     "kept_by_attention": of_layers(tiny_layer(token_rule=_HALF), tiny_layer(), separator_id=SEPARATOR),
+    "kept_by_learned_scores": of_layers(
+        tiny_layer(token_rule=KeepShareRule(share=0.6, scorer=LearnedScorer())),
+        tiny_layer(attention=None, token_rule=KeepShareRule(share=0.6, scorer=LearnedScorer())),
+        tiny_layer(),
+        separator_id=SEPARATOR,
+    ),
+    "kept_by_threshold": of_layers(
+        tiny_layer(token_rule=KeepThresholdRule(threshold=0.9, share=0.5)),
+        tiny_layer(token_rule=KeepThresholdRule(threshold=0.9, share=0.5, scorer=PageRankScorer())),
+        tiny_layer(),
+        separator_id=SEPARATOR,
+    ),
     "kept_by_pagerank": of_layers(tiny_layer(token_rule=_HALF_BY_RANK), tiny_layer(), separator_id=SEPARATOR),
     "token_rules_modernbert": _with_rules(_modernbert(), _HALF_BY_RANK, _HALF),
     "token_rules_and_exits": _with_rules(

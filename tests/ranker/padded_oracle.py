@@ -14,8 +14,11 @@ from compressor.ranker.spec import (
     ClassifierHead,
     DenseSparseForm,
     FeedForwardSpec,
+    KeepRule,
     KeepShareRule,
+    KeepThresholdRule,
     LayerSpec,
+    LearnedScorer,
     LinearMapSpec,
     LinearSpec,
     LowRankForm,
@@ -79,15 +82,30 @@ def _reduce(
             for window in windows.values():
                 x[b, window[0]] = x[b, window].mean(0)
                 after[b, window[1:]] = False
+        elif isinstance(rule, KeepThresholdRule) and left:
+            relative = len(columns) * _scores(layer, rule, w, name, read[b, columns], torch.tensor(columns), n_asking)
+            found = {column: relative[columns.index(column)].item() for column in left}
+            least = min(rule.threshold, max(found.values()))
+            after[b, [column for column in left if found[column] < least]] = False
         elif isinstance(rule, KeepShareRule):
-            scores = _scores(layer, rule, w, name, read[b, columns], torch.tensor(columns), n_asking).tolist()
+            if isinstance(rule.scorer, LearnedScorer):
+                scores = _learned_scores(w, f"{name}.token_rule.scorer", x[b, columns], n_asking).tolist()
+            else:
+                scores = _scores(layer, rule, w, name, read[b, columns], torch.tensor(columns), n_asking).tolist()
             ranked = sorted(left, key=lambda column: (-scores[columns.index(column)], column))
             after[b, ranked[math.ceil(round(rule.share * len(left), 9)) :]] = False
     return x, after
 
 
+def _learned_scores(w: Weights, name: str, given: Tensor, n_asking: int) -> Tensor:
+    """Return a score of each of a row's tokens ``[n]``, whose states ``[n, D]`` the layer gave."""
+    away = given - given.mean(1, keepdim=True)
+    z = away / (away.square().mean(1, keepdim=True) + 1e-5).sqrt()
+    return z @ w[f"{name}.direction"] + (z * z[:n_asking].mean(0)) @ w[f"{name}.match"]
+
+
 def _scores(
-    layer: LayerSpec, rule: KeepShareRule, w: Weights, name: str, read: Tensor, positions: Tensor, n_asking: int
+    layer: LayerSpec, rule: KeepRule, w: Weights, name: str, read: Tensor, positions: Tensor, n_asking: int
 ) -> Tensor:
     """Return a score of each of a row's tokens ``[n]``, whose states ``[n, D]`` the layer read."""
     spec, n = layer.attention, len(read)

@@ -14,9 +14,9 @@ from torch import nn
 
 from compressor.errors import RunError
 from compressor.ranker.encoder import Encoder
-from compressor.ranker.spec import KeepShareRule, PoolRule
+from compressor.ranker.spec import KeepShareRule, KeepThresholdRule, PoolRule
 from compressor.ranker.sub_network import SubNetwork, running
-from compressor.ranker.token_rules import KeepShare, Pool
+from compressor.ranker.token_rules import KeepShare, KeepThreshold, Pool
 from compressor.ranker.token_scores import Reached
 from compressor.ranker.tokens import RowParts, TokenLayout
 from tests.ranker.cases import SPECS
@@ -69,7 +69,7 @@ def test_whatever_the_scores_protected_tokens_stay_and_counts_are_exact(rows, sh
     shape = reached.layout.mask.shape
     scores = torch.tensor(data.draw(st.lists(EXTREMES, min_size=shape.numel(), max_size=shape.numel()))).view(shape)
     spec = KeepShareRule(share=share)
-    rule = KeepShare(spec)
+    rule = KeepShare(spec, 1)
     rule.scorer = Given(scores)
     reduction = rule(reached, spec)
     left = in_rows(reduction.layout, reduction.layout.positions)
@@ -84,6 +84,42 @@ def test_whatever_the_scores_protected_tokens_stay_and_counts_are_exact(rows, sh
     assert torch.equal(reduction.states(reached.given)[:, 0].long(), reduction.layout.positions)
 
 
+@LAW
+@given(
+    rows=st.lists(st.lists(st.sampled_from([1, 2, 3, SEP]), min_size=1, max_size=14), min_size=1, max_size=4),
+    threshold=st.sampled_from([0.0, 0.5, 1.0, 1e30]),
+    data=st.data(),
+)
+def test_whatever_the_scores_a_threshold_takes_no_protected_token_and_leaves_the_best(rows, threshold, data):
+    reached = reached_by(rows)
+    shape = reached.layout.mask.shape
+    scores = torch.tensor(data.draw(st.lists(EXTREMES, min_size=shape.numel(), max_size=shape.numel()))).view(shape)
+    spec = KeepThresholdRule(threshold=threshold, share=0.5)
+    rule = KeepThreshold(spec, 1)
+    rule.scorer = Given(scores)
+    reduction = rule(reached, spec)
+    for b, (kept, document) in enumerate(
+        zip(in_rows(reduction.layout, reduction.layout.positions), documents(rows), strict=True)
+    ):
+        assert set(range(len(rows[b]))) - set(document) <= set(kept)
+        relative = (scores[b] * len(rows[b])).tolist()
+        best = max((relative[column] for column in document), default=math.inf)
+        least = min(torch.tensor(threshold).item(), best)
+        assert [column for column in kept if column in document] == [c for c in document if relative[c] >= least]
+        assert not document or set(kept) & set(document)
+        alone = reached_by([rows[b]])
+        rule.scorer = Given(scores[b : b + 1, : len(rows[b])])
+        assert rule(alone, spec).layout.positions.tolist() == kept  # batch mates change nothing
+        rule.scorer = Given(scores)
+
+
+def test_a_clear_threshold_is_told_from_a_near_miss():
+    reached, spec = reached_by([[1, SEP, 2, 2, SEP]] * 4), KeepThresholdRule(threshold=5.0, share=0.5)
+    rule = KeepThreshold(spec, 1)
+    rule.scorer = Given(torch.tensor([[1.0, 1, 2, 0.5, 1], [1, 1, 2, 1, 1], [1, 1, 0.4, 0.2, 1], [1, 1, 0.4, 0.4, 1]]))
+    assert rule(reached, spec).margins.tolist() == [0.5, 0, 0.5, 0]
+
+
 def test_a_share_is_meant_as_it_is_written():
     assert math.ceil(0.07 * 100) == 8  # as floats go
     assert KeepShareRule(share=0.07).n_left(100) == 7
@@ -94,7 +130,7 @@ def test_a_share_is_meant_as_it_is_written():
 
 def test_a_clear_choice_is_told_from_a_near_tie():
     reached, spec = reached_by([[1, SEP, 2, 2, SEP], [1, SEP, 2, 2, SEP], [1, SEP, SEP]]), KeepShareRule(share=0.5)
-    rule = KeepShare(spec)
+    rule = KeepShare(spec, 1)
     rule.scorer = Given(torch.tensor([[9.0, 9, 2, 1, 9], [9, 9, 2, 2, 9], [9, 9, 9, 0, 0]]))
     assert rule(reached, spec).margins.tolist() == [0.5, 0, math.inf]
 
