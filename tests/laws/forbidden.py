@@ -19,8 +19,8 @@ _WIDTHS_FIRST = (
 
 _BEFORE_QUANTIZE = (
     "add_exits", "cut_nested", "dense_sparse", "drop_layers", "factorize", "fold_norms", "learn_factors",
-    "learn_thresholds", "learn_widths", "linearize_layers", "merge_adapters", "nest_widths", "prune_greedily", "prune_widths", "quantize",
-    "smooth", "sparsify", "start_from", "subclone", "trim_vocabulary",
+    "learn_thresholds", "learn_widths", "linearize_layers", "merge_adapters", "nest_widths", "prune_greedily",
+    "prune_widths", "quantize", "smooth", "sparsify", "start_from", "subclone", "trim_vocabulary",
 )  # fmt: skip
 
 _BEFORE_SPARSIFY = (
