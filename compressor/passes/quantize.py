@@ -67,7 +67,8 @@ class Quantize(Pass):
     ``keep_within``: how far scores may move. Each linear's part in it is measured, and as few multiply-adds (or bytes)
     as that takes stay in a higher precision: ``{max_score_rmse: 0.2, precision: int8_blocks}``. Plans show all linears
     rounded, as nothing is measured yet. Limits hold for rounding to the nearest, whatever ``rounding`` does with the
-    linears that are not kept. Its settings: `compressor.passes.precision_placement`.
+    linears that are not kept. Limits: ``max_score_rmse`` in logits, each list's mean change taken out;
+    ``min_kendall_tau``; ``max_ndcg_loss`` to the order before. ``cost``: little of it is kept: ``macs`` or ``bytes``.
 
     A dynamic activation scale spans a whole batch, so a pair's score moves a little with its batch mates; `bench`
     reports by how much. All other schemes round each token by itself.

@@ -24,7 +24,8 @@ def roundable_linears(spec: RankerSpec) -> list[str]:
 
 def is_rounded(spec: RankerSpec) -> bool:
     """Whether some linear or table is in another precision than fp32."""
-    return any(part.precision.kind != "fp32" for _, part in [*linears_of(spec), *tables_of(spec)])
+    precisions = [part.precision for _, part in linears_of(spec)], [part.precision for _, part in tables_of(spec)]
+    return any(precision.kind != "fp32" for part in precisions for precision in part)
 
 
 def with_precisions(

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from compressor.export import write_graph
-from compressor.passes import PlanError
+from compressor.passes import Pass, PlanError
 from compressor.passes.distill import Distill
 from compressor.passes.finetune import Finetune
 from compressor.passes.quantize import Quantize
@@ -83,12 +83,16 @@ def test_moving_averages_leave_fixed_ranges_alone(tiny_ranker, data):
     assert not torch.equal(trained.weights[f"{name}.weight"], rounded.weights[f"{name}.weight"])
 
 
-@pytest.mark.parametrize("verb", ["learn_widths", "nest_widths", "learn_factors", "dense_sparse", "sparsify"])
+@pytest.mark.parametrize(
+    "verb", ["learn_widths", "nest_widths", "learn_factors", "learn_thresholds", "dense_sparse", "sparsify"]
+)
 def test_passes_that_reshape_while_they_train_are_refused(verb, tiny_ranker):
     from compressor.registry import registered
     from tests.laws.cases import CASES
 
     spec = Quantize(embeddings=False).plan(tiny_ranker.spec)
+    step = registered()[verb].model_validate(CASES[verb].active)
+    assert isinstance(step, Pass)
     with pytest.raises(PlanError, match="a quantized ranker") as refused:
-        registered()[verb].model_validate(CASES[verb].active).plan(spec)
+        step.plan(spec)
     assert f"put {verb} before quantize" in refused.value.fix
