@@ -3,8 +3,9 @@
 A study is a recipe with `variants` in place of `passes`: a name, and the passes of that student. Each is trained
 through the pipeline, exported in fp32 and scored on every test collection. Nothing is timed but training. Reported are,
 for each variant and collection, nDCG@10, its mean paired loss to the teacher in percent of the teacher's, with the
-one-sided 95 % bound (BCa bootstrap over queries), Kendall's tau to the teacher, and the mean loss over all collections
-but the first, whose bound resamples the queries of each. Curves of training, one plot per quantity, all variants in it.
+one-sided 95 % bound (BCa bootstrap over queries), Kendall's tau to the teacher, and the mean loss over all collections,
+and over all but the first, whose bounds resample the queries of each. Curves of training, one plot per quantity, all
+variants in it.
 
 Variants share their stages: what two of them begin with is done once. Killed? Start it again: stored stages,
 checkpoints and scores are used.
@@ -26,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from variants import TEACHER, prepare_variants, read_study, run_variant, slug, teacher_of
+from variants import TEACHER, line, prepare_variants, read_study, run_variant, slug, teacher_of
 
 from compressor.bench.machine import describe_machine
 from compressor.bench.plot_curves import Curve, line_plot, standalone
@@ -45,6 +46,7 @@ from compressor.storage import write_json, write_whole
 
 MEASURE = "nDCG@10"
 LEVEL = 0.05
+MEANS = {"mean of the others": 1, "mean of all": 0}  # over which collections losses are averaged: from this one on
 TOKENS = 96  # of the pair whose multiply-adds are counted
 PLOTTED = {"dev/": "high", "loss": None}  # prefix of a curve's name → which end of a dev curve is best
 Scored = Mapping[str, Mapping[str, np.ndarray]]  # collection → query → scores
@@ -135,10 +137,10 @@ def _quality(tests: Sequence[RankingData], scores: Scored, reference: Scored) ->
             "mean": float(own.mean()), "loss_percent": sample.mean, "loss_percent_at_most": sample.upper(LEVEL),
             "kendall_tau": float(np.mean(np.nan_to_num(taus))),
         }  # fmt: skip
-    if len(tests) > 2:
-        others = [found[data.name]["loss_percent"] for data in tests[1:]]
-        bound = np.quantile(np.mean(resampled[1:], axis=0), 1 - LEVEL)
-        found["mean of the others"] = {"loss_percent": float(np.mean(others)), "loss_percent_at_most": float(bound)}
+    for name, first in MEANS.items() if len(tests) > 2 else ():
+        losses = [found[data.name]["loss_percent"] for data in tests[first:]]
+        bound = np.quantile(np.mean(resampled[first:], axis=0), 1 - LEVEL)
+        found[name] = {"loss_percent": float(np.mean(losses)), "loss_percent_at_most": float(bound)}
     return found
 
 
@@ -149,22 +151,23 @@ def report(result: Mapping[str, Any]) -> str:
     tests = ", ".join(
         f"{name} ({one['queries']} queries, {one['first_stage']})" for name, one in result["tests"].items()
     )
+    heads = ["student", "pairs seen", "training"]
+    heads += [f"{name}: {MEASURE}, loss % (at most), τ" for name in result["tests"]]
+    heads += [f"{name}: loss % (at most)" for name in MEANS]
     lines = [
         f"# Students: {result['study']}", "",
         f"{machine['cpu']}, {result['threads']} threads, torch {versions['torch']}, seed {result['seed']}. "
         f"Trained on {train['name']} ({train['pairs']:,} candidate pairs). Tested on {tests}; fp32 graphs.", "",
         f"Loss: mean paired loss of {MEASURE} in percent of the teacher's mean, and its one-sided 95 % bound.", "",
-        "| student | pairs seen | training | " + " | ".join(
-            f"{name}: {MEASURE}, loss % (at most), τ" for name in result["tests"]) + " | mean loss % of the others |",
-        "| --- | --- | --- |" + " --- |" * (len(result["tests"]) + 1),
+        line(heads), line(["---"] * len(heads)),
     ]  # fmt: skip
     for name, row in result["rows"].items():
         trainings = row.get("trainings", [])
         pairs = f"{sum(one.get('pairs', 0) for one in trainings):,}" if trainings else ""
         minutes = f"{sum(one['seconds'] for one in trainings) / 60:.1f} min" if trainings else ""
         cells = [_cell(row["quality"][test], is_teacher=name == TEACHER) for test in result["tests"]]
-        cells.append(_cell(row["quality"].get("mean of the others", {}), is_teacher=name == TEACHER))
-        lines.append(f"| {name} | {pairs} | {minutes} | " + " | ".join(cells) + " |")
+        cells += [_cell(row["quality"].get(mean, {}), is_teacher=name == TEACHER) for mean in MEANS]
+        lines.append(line([name, pairs, minutes, *cells]))
     return "\n".join(lines) + "\n"
 
 
@@ -214,7 +217,7 @@ def series_plots(result: Mapping[str, Any], series: Mapping[str, Sequence[str]])
     """Return SVGs of the loss of each series over multiply-adds: on the first test collection, and on the others."""
     first = next(iter(result["tests"]))
     drawn = {}
-    for name, where in ((first, first), ("mean of the others", "others")) if series else ():
+    for name, where in ((first, first), (next(iter(MEANS)), "others")) if series else ():
         curves = [
             Curve(name=one, points=sorted(
                 (100 * row["macs_share"], row["quality"][name]["loss_percent"])
