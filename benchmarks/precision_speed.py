@@ -97,7 +97,9 @@ def measure(arguments: argparse.Namespace) -> Report:
     stock = next(row for row in baselines if row.name == STOCK_ONNX)
     pairs = calibration.texts(calibration.sample_pairs(arguments.calibration_pairs, SEED))
     peers, more = _peers(stock, place, pairs, targets)
-    written = list(_written(teacher, calibration, place, pairs, with_portable="openvino" in targets))
+    written = list(
+        _written(teacher, calibration, place, pairs, with_portable="openvino" in targets, with_cut=not arguments.no_cut)
+    )
     rows = [
         *rows_on_targets([stock], targets),
         *peers,
@@ -173,11 +175,11 @@ def _quantize_by_nncf(source: Path, folder: Path, pairs: Sequence[tuple[str, str
 
 def _written(
     teacher: Callable[[], Ranker], calibration: RankingData, place: Path, pairs: Sequence[tuple[str, str]], *,
-    with_portable: bool,
+    with_portable: bool, with_cut: bool,
 ) -> Iterator[RowSpec]:  # fmt: skip
     """Yield the folders that we write: the teacher and its cut, in fp32 and in every scheme."""
     cut = PruneWidths.model_validate({"budget": {"macs": 0.5}, "n_pairs": len(pairs)})
-    for label, start in ((TEACHER, ()), (CUT, (cut,))):
+    for label, start in ((TEACHER, ()), (CUT, (cut,))) if with_cut else ((TEACHER, ()),):
         for scheme in (FP32, *SCHEMES):
             passes: list[Pass] = list(start)
             if scheme != FP32:
@@ -257,6 +259,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--teacher", default="packaged", help="packaged, a hub id or a folder")
+    parser.add_argument("--no-cut", action="store_true", help="measure the teacher alone, not its cut")
     parser.add_argument("--calibration", default="api-docs/train", help="COLLECTION/SPLIT that is not measured on")
     parser.add_argument("--calibration-pairs", type=int, default=300)
     parser.add_argument("--out", type=Path, default=Path("runs/precision_speed"))
