@@ -42,6 +42,7 @@ from compressor.export import export_folder
 from compressor.prepare import Prepared
 from compressor.ranker.cost import macs
 from compressor.ranker.ranker import Ranker
+from compressor.runtime.list_scores import kendall_tau
 from compressor.storage import write_json, write_whole
 
 MEASURE = "nDCG@10"
@@ -119,8 +120,6 @@ def run(name: str, prepared: Mapping[str, Prepared], out: Path, threads: int) ->
 
 def _quality(tests: Sequence[RankingData], scores: Scored, reference: Scored) -> dict[str, Any]:
     """Return by collection the mean, the paired loss in percent of the teacher's mean and its upper bound, and tau."""
-    from scipy.stats import kendalltau
-
     found: dict[str, Any] = {}
     resampled = []
     for data in tests:
@@ -130,12 +129,12 @@ def _quality(tests: Sequence[RankingData], scores: Scored, reference: Scored) ->
         drawn = np.broadcast_to(sample.resampled, RESAMPLES)  # equal differences are resampled once
         resampled.append(np.random.default_rng(0).permutation(drawn))
         taus = [
-            kendalltau(scores[data.name][query], values).statistic
+            kendall_tau(scores[data.name][query], values)
             for query, values in reference[data.name].items() if len(values) > 1
         ]  # fmt: skip
         found[data.name] = {
             "mean": float(own.mean()), "loss_percent": sample.mean, "loss_percent_at_most": sample.upper(LEVEL),
-            "kendall_tau": float(np.mean(np.nan_to_num(taus))),
+            "kendall_tau": float(np.mean(taus)),
         }  # fmt: skip
     for name, first in MEANS.items() if len(tests) > 2 else ():
         losses = [found[data.name]["loss_percent"] for data in tests[first:]]

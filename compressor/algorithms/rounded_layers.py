@@ -38,6 +38,9 @@ def rounded_layer_by_layer(
     Returns:
         The ranker, and by name of a matrix which share of the mean square of its outputs rounding to the nearest would
         move, and which share was moved.
+
+    Raises:
+        ValueError: ``awq`` with a precision that has no blocks.
     """
     sparse = {f"{name}.weight" for name, one in linears_of(ranker.spec) if isinstance(one.form, SparseForm)}
     links = channel_links(ranker.spec)
@@ -49,7 +52,8 @@ def rounded_layer_by_layer(
             changed = {name: gptq(weights[name], read, precision, name in sparse) for name, read in reads.items()}
             moved = {name: relative_error(weights[name], changed[name], seconds[name]) for name in reads}
         else:
-            assert isinstance(precision, Int8Blocks | Int4Blocks)  # noqa: S101  # the pass refuses others
+            if not isinstance(precision, Int8Blocks | Int4Blocks):
+                raise ValueError(f"awq rounds by blocks, not to {precision.kind}")
             own = [link for link in links if f"{link.giver}.weight" in weights or f"{link.giver}.up" in weights]
             changed, moved = activation_aware(weights, reads, own, precision)
         for name, second in seconds.items():

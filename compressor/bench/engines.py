@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -88,7 +89,7 @@ class OnnxEngine:
         self.weights_path = self._ranker.onnx_path
 
     def _import(self) -> None:
-        import compressor.runtime.ranker  # noqa: F401
+        importlib.import_module("compressor.runtime.ranker")
 
     def _load(self) -> OnnxRanker:
         from compressor.runtime.ranker import OnnxRanker
@@ -119,7 +120,7 @@ class OpenVinoEngine(OnnxEngine):
     def _import(self) -> None:
         super()._import()
         with contextlib.suppress(ModuleNotFoundError):  # loading says what to install
-            import openvino  # noqa: F401
+            importlib.import_module("openvino")
 
     def _load(self) -> OnnxRanker:
         from compressor.bench.openvino_session import load_ranker
