@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 
 from compressor.algorithms.linear_fits import Moments, prediction
+from compressor.algorithms.token_thresholds import traces
 from compressor.errors import RunError
-from compressor.ranker.ranker import BATCH_TOKENS, Ranker
-from compressor.ranker.sub_network import SubNetwork, running
+from compressor.ranker.ranker import Ranker
 from compressor.ranker.token_scores import Reached, attention_paid, standardized
 from compressor.ranker.tokens import RowParts, TokenLayout
 from compressor.ranker.trace import Trace
-from compressor.runtime.batching import padded, token_budget_batches
 
 _LEAST_SHARE = 1e-4  # of the mean: shares below are not told apart
 
@@ -51,13 +50,11 @@ def fitted_scorer(ranker: Ranker, pairs: Sequence[tuple[str, str]], layer: int) 
     Raises:
         RunError: no document of the pairs has two tokens.
     """
-    module, moments = ranker.module, Moments()
-    open_behind = SubNetwork(token_rules={index: None for index in ranker.spec.rule_layers if index >= layer})
-    encoded = ranker.tokenizer.encode_pairs(pairs)
-    for rows in token_budget_batches(encoded.lengths, BATCH_TOKENS):
-        inputs = {name: torch.from_numpy(one) for name, one in padded(encoded, rows, ranker.spec.pad_id).items()}
-        with torch.inference_mode(), running(module, open_behind):
-            samples = _samples(ranker, module.trace(**inputs), inputs["input_ids"], layer)
+    moments = Moments()
+    open_behind = {index: None for index in ranker.spec.rule_layers if index >= layer}
+    for input_ids, trace in traces(ranker, pairs, open_behind, f"Fitting a scorer behind layer {layer}"):
+        with torch.inference_mode():
+            samples = _samples(ranker, trace, input_ids, layer)
         if len(samples):
             moments.add(samples)
     if not moments.n:

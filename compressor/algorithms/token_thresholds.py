@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from compressor.errors import RunError
+from compressor.progress import progress
 from compressor.ranker.encoder import Encoder
 from compressor.ranker.ranker import BATCH_TOKENS, Ranker
-from compressor.ranker.spec import KeepThresholdRule, RankerSpec, TokenRule
+from compressor.ranker.spec import KeepThresholdRule, TokenRule
 from compressor.ranker.sub_network import SubNetwork, running
 from compressor.ranker.trace import Trace
 from compressor.runtime.batching import padded, token_budget_batches
@@ -43,7 +44,12 @@ def thresholds_for_shares(
         if not isinstance(own, KeepThresholdRule):
             raise TypeError(f"layer {layer} has no threshold")
         acting = {**dict.fromkeys(shares), **rules, layer: own.changed(threshold=0.0)}
-        judged = torch.cat([_judged(trace, layer) for trace in _traces(ranker, pairs, acting)])
+        judged = torch.cat(
+            [
+                _judged(trace, layer)
+                for _, trace in traces(ranker, pairs, acting, f"Judging tokens behind layer {layer}")
+            ]
+        )
         if not len(judged):
             raise RunError("no threshold can be set: the calibration pairs have no document tokens")
         threshold = _between(judged, math.ceil(shares[layer] * len(judged)))
@@ -56,7 +62,7 @@ def kept_shares(
 ) -> dict[int, float]:
     """Return which share of the document tokens that reach each rule stays, over some pairs, by layer."""
     reached, gone = dict.fromkeys(sorted(rules), 0), dict.fromkeys(sorted(rules), 0)
-    for trace in _traces(ranker, pairs, rules):
+    for _, trace in traces(ranker, pairs, rules, "Counting tokens that stay"):
         for layer in reached:
             reached[layer] += len(_judged(trace, layer))
             gone[layer] += len(trace.layouts[layer + 1].to_packed) - len(trace.reductions[layer].kept)
@@ -89,23 +95,26 @@ def shares_at_budget(shares: Mapping[int, float], budget: float, n_layers: int) 
     return {layer: max(_LEAST, share**high) for layer, share in bounded.items()}
 
 
-def with_thresholds(spec: RankerSpec, rules: Mapping[int, KeepThresholdRule]) -> RankerSpec:
-    """Return the shape with these rules behind their layers."""
-    layers = [
-        layer.changed(token_rule=rules[index]) if index in rules else layer for index, layer in enumerate(spec.layers)
-    ]
-    return spec.changed(layers=tuple(layers))
+def traces(
+    ranker: Ranker, pairs: Sequence[tuple[str, str]], rules: Mapping[int, TokenRule | None], text: str
+) -> Iterator[tuple[Tensor, Trace]]:
+    """Yield the ids of batches of pairs, int64 ``[B, S]``, and what becomes of them with other token rules.
 
-
-def _traces(ranker: Ranker, pairs: Sequence[tuple[str, str]], rules: Mapping[int, TokenRule | None]) -> Iterator[Trace]:
-    """Yield what the ranker makes of batches of pairs with these rules in the place of its own, None for none."""
+    Args:
+        ranker: in evaluation mode.
+        pairs: query and document texts.
+        rules: by layer, those in the place of its own; None for none.
+        text: what a progress bar says.
+    """
     module: Encoder = ranker.module
     encoded = ranker.tokenizer.encode_pairs(pairs)
-    for rows in token_budget_batches(encoded.lengths, BATCH_TOKENS):
-        inputs = {name: torch.from_numpy(one) for name, one in padded(encoded, rows, ranker.spec.pad_id).items()}
-        with torch.inference_mode(), running(module, SubNetwork(token_rules=rules)):
-            trace = module.trace(**inputs)
-        yield trace
+    with progress(text, len(pairs)) as advance:
+        for rows in token_budget_batches(encoded.lengths, BATCH_TOKENS):
+            inputs = {name: torch.from_numpy(one) for name, one in padded(encoded, rows, ranker.spec.pad_id).items()}
+            with torch.inference_mode(), running(module, SubNetwork(token_rules=rules)):
+                trace = module.trace(**inputs)
+            yield inputs["input_ids"], trace
+            advance(len(rows))
 
 
 def _judged(trace: Trace, layer: int) -> Tensor:

@@ -21,6 +21,7 @@ from compressor.passes.token_rules import (
     with_rules,
     with_separator,
 )
+from compressor.ranker.forms import with_token_rules
 from compressor.ranker.spec import KeepThresholdRule, RankerSpec
 from compressor.registry import register
 from compressor.training.mask_settings import TokenGateSettings
@@ -88,7 +89,6 @@ class LearnThresholds(Distill):
             shares_at_budget,
             thresholds_for_shares,
             token_layers,
-            with_thresholds,
         )
 
         shares = {place: share for place, share in judged_places(self.layers, ranker.spec).items() if share < 1}
@@ -99,7 +99,7 @@ class LearnThresholds(Distill):
             from compressor.training.gated_objective import GatedObjective
             from compressor.training.token_gates import TokenGates
 
-            gates = TokenGates(with_thresholds(result.spec, rules), self.gates)
+            gates = TokenGates(with_token_rules(result.spec, rules), self.gates)
             result = self.learned(result, supply, partial(GatedObjective, gates))
             learned = kept_shares(result, pairs, gates.cpu().learned())
             supply.note("learned_shares", {str(place): share for place, share in learned.items()})
@@ -108,7 +108,7 @@ class LearnThresholds(Distill):
             rules = thresholds_for_shares(result, pairs, balanced)
         supply.note("thresholds", {str(place): round(rule.threshold, 5) for place, rule in rules.items()})
         supply.note("kept_shares", {str(place): rule.share for place, rule in rules.items()})
-        return result.changed(spec=with_thresholds(result.spec, rules))
+        return result.changed(spec=with_token_rules(result.spec, rules))
 
     def promises(self, result: Ranker) -> Sequence[Promise]:
         return rules_stay(

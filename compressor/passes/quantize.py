@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from compressor.algorithms.observers import Observer
+    from compressor.algorithms.rounded_layers import Rounding
     from compressor.ranker.ranker import Ranker
 
 _DEFAULT_PERCENTILE, _DEFAULT_PAIRS = 99.99, 256
@@ -130,7 +131,7 @@ class Quantize(Pass):
             placed = self.keep_within.placed(ranker, precisions, table, ranges, supply)
         if self.rounding != "nearest":
             low = [name for name, precision in precisions.items() if placed.get(name) == precision]
-            ranker = self._fitted(ranker, low, pairs, supply)
+            ranker = self._fitted(ranker, low, pairs, self.rounding, supply)
         ranges = self._observed(ranker, placed, pairs)
         if ranges:
             shown = {name: [[round(x, 6) for x in pair] for pair in one.tolist()] for name, one in ranges.items()}
@@ -194,7 +195,9 @@ class Quantize(Pass):
                 setting="rounding",
             )
 
-    def _fitted(self, ranker: Ranker, names: Sequence[str], pairs: Sequence[tuple[str, str]], supply: Supply) -> Ranker:
+    def _fitted(
+        self, ranker: Ranker, names: Sequence[str], pairs: Sequence[tuple[str, str]], how: Rounding, supply: Supply
+    ) -> Ranker:
         """Return the ranker, in fp32, with weights on the grid that the scheme will round them on."""
         from compressor.algorithms.calibration import calibration_batches
         from compressor.algorithms.quantization import quantized
@@ -202,9 +205,8 @@ class Quantize(Pass):
 
         precision = self._linear_precision()
         assert isinstance(precision, Int8Dynamic | Int8Static | Int8Blocks | Int4Blocks)  # noqa: S101  # as validated
-        assert self.rounding != "nearest"  # noqa: S101
         batches = calibration_batches(quantized(ranker, {}, self._table_precision()), pairs)
-        result, errors = rounded_layer_by_layer(ranker, batches, names, precision, self.rounding)
+        result, errors = rounded_layer_by_layer(ranker, batches, names, precision, how)
         supply.note("output_errors", {name: [round(x, 9) for x in pair] for name, pair in errors.items()})
         return result
 

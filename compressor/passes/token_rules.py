@@ -9,6 +9,7 @@ from pydantic import Field, NonNegativeInt
 
 from compressor.errors import Fault, InputError
 from compressor.passes.contract import PlanError, Promise
+from compressor.ranker.forms import with_token_rules
 from compressor.ranker.spec import (
     AttentionScorer,
     ClassifierHead,
@@ -116,10 +117,7 @@ def with_rules(spec: RankerSpec, rules: Mapping[int, TokenRule], setting: str) -
             fix="put this pass before quantize and name the layer under keep_fp32 there",
             setting=setting,
         )
-    layers = [
-        layer.changed(token_rule=rules[index]) if index in rules else layer for index, layer in enumerate(spec.layers)
-    ]
-    return spec.changed(layers=tuple(layers))
+    return with_token_rules(spec, rules)
 
 
 def with_separator(ranker: Ranker, spec: RankerSpec, verb: str) -> Ranker:

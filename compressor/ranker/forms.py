@@ -1,4 +1,4 @@
-"""Other forms for some linears of a shape."""
+"""Other forms for some linears of a shape, and token rules behind some layers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from compressor.ranker.cost import linears_of
-from compressor.ranker.spec import LinearForm, LinearSpec, RankerSpec
+from compressor.ranker.spec import LinearForm, LinearSpec, RankerSpec, TokenRule
 from compressor.records import Record
 
 
@@ -23,6 +23,14 @@ def with_forms(spec: RankerSpec, forms: Mapping[str, LinearForm]) -> RankerSpec:
         forms: by name: ``layers.3.ffn.down``.
     """
     return _changed(spec, "", forms)
+
+
+def with_token_rules(spec: RankerSpec, rules: Mapping[int, TokenRule]) -> RankerSpec:
+    """Return a spec with these rules behind their layers; others stay."""
+    layers = [
+        layer.changed(token_rule=rules[index]) if index in rules else layer for index, layer in enumerate(spec.layers)
+    ]
+    return spec.changed(layers=tuple(layers))
 
 
 def _changed(part: Any, name: str, forms: Mapping[str, LinearForm]) -> Any:
