@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
@@ -45,8 +45,6 @@ class DenseSparse(Distill):
     them, too. Low rank is the same with a code of all atoms. Costs ranking quality. Literature: DSFormer (arXiv
     2312.13211).
     """
-
-    trains_rounded: ClassVar[bool] = False
 
     share: Annotated[float, Field(gt=0, le=1)] = 0.36
     linears: Which = "all"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field
 
@@ -41,8 +41,6 @@ class Distill(TrainingPass):
 
     Squared errors of raw logits are large beside the share of variance that hidden states miss, hence their weight.
     """
-
-    trains_rounded: ClassVar[bool] = True
 
     losses: TeacherLosses = TeacherLosses.model_validate({"mse": 0.05, "listwise_kl": 0.5})
     representations: Representations = Representations.model_validate({"hidden": 1.0})

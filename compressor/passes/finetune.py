@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from compressor.passes.contract import Need, PlanError, Supply
 from compressor.passes.training_pass import TrainingPass
@@ -23,8 +23,6 @@ class Finetune(TrainingPass):
     ``lists``: each relevant document with ``list_size`` - 1 others, from the sources named there; ``curriculum`` weighs
     easy lists more at first.
     """
-
-    trains_rounded: ClassVar[bool] = True
 
     losses: LabelLosses = LabelLosses.model_validate({"softmax_labels": 1.0})
 

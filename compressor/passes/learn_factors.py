@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
@@ -35,8 +35,6 @@ class LearnFactors(FactorSettings, Distill):
     ``evaluate_every`` factors are judged without their matrices. Literature: "Building on Efficient Foundations:
     Effectively Training LLMs with Structured Feedforward Layers" (arXiv 2406.16450), there from random weights.
     """
-
-    trains_rounded: ClassVar[bool] = False
 
     guided_share: Annotated[float, Field(gt=0, le=1)] = 0.5
 

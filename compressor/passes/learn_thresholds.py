@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, PositiveInt
 
@@ -48,8 +48,6 @@ class LearnThresholds(Distill):
     a row, so that they mean the same at every length; still, what changes attention moves the share that stays: with
     ``epochs: 0`` this pass sets its thresholds anew. Literature: Learned Token Pruning (arXiv 2107.00910).
     """
-
-    trains_rounded: ClassVar[bool] = False
 
     layers: Annotated[Mapping[Place, KeptShare], Field(min_length=1)] = {"middle": 0.5}
     scorer: ScorerName = "attention"

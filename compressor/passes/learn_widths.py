@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import PositiveInt
 
@@ -50,8 +50,6 @@ class LearnWidths(Distill):
     A gate of a unit that stays is folded into the matrix behind it. Masks were noisy while weights learned, and some
     units are cut that were half open: put `distill` behind, which learns on the shape as it is.
     """
-
-    trains_rounded: ClassVar[bool] = False
 
     budget: Budget
     method: Literal["l0", "movement"] = "l0"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator, Field, PositiveInt
 
@@ -44,8 +44,6 @@ class NestWidths(Distill):
     other widths. With ``evaluate_every`` the best weights are those whose widths rank best on average. Literature:
     MatFormer (arXiv 2310.07707), and for the sandwich "Universally slimmable networks" (arXiv 1903.05134).
     """
-
-    trains_rounded: ClassVar[bool] = False
 
     shares: Annotated[Shares, AfterValidator(_from_the_whole)] = Field(default=DEFAULT_SHARES)
     each_step: EachStep = "one"

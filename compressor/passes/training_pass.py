@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from compressor.training.teachers import Teacher
 
 
+# Others of this kind choose or reshape weights while they train, which rounded ones would not let them.
+_TRAIN_ROUNDED = ("distill", "finetune")
+
+
 class TrainingPass(TrainingSettings, Pass):
     """A pass that trains a cross-encoder's weights and leaves its shape as it is.
 
@@ -53,8 +57,6 @@ class TrainingPass(TrainingSettings, Pass):
     """
 
     verb: ClassVar[str]
-    trains_rounded: ClassVar[bool] = False
-    """Whether a rounded ranker may be trained: not by a pass that chooses or reshapes weights while it trains."""
 
     exits: NonNegativeFloat | None = None
     exit_losses: ExitLosses = ExitLosses()
@@ -72,7 +74,7 @@ class TrainingPass(TrainingSettings, Pass):
             check_sources(load(need), self.lists, self.verb)
 
     def plan(self, spec: RankerSpec) -> RankerSpec:
-        if not self.trains_rounded:
+        if self.verb not in _TRAIN_ROUNDED:
             refuse_quantized(spec, self.verb)
         refuse_bi_encoder(spec)
         if self.exits and not spec.exit_layers:
