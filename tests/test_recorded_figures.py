@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -25,3 +26,32 @@ def test_the_speed_of_the_written_graph_is_quoted_as_recorded(text):
     assert f"−{abs(found.loss or 0):.4f}" in words
     assert f"+{found.loss_bound:.4f}" in words
     assert f"{report.workload.mean_tokens:.0f} tokens per pair" in words.replace("\n", " ")
+
+
+@pytest.mark.parametrize(("text", "start"), [("README.md", "| `"), ("benchmarks/README.md", "| ours, `")])
+def test_precisions_are_quoted_as_recorded(text, start):
+    report = read_report(ROOT / "benchmarks" / "results" / "precision_speed.json")
+    lines = (ROOT / text).read_text(encoding="utf-8").splitlines()
+    for scheme in ("int8_dynamic", "int8_static", "int8_blocks", "int4_blocks"):
+        row = report.row(f"rankpress_{scheme}")
+        found = row.quality["trec-dl-2021/test"]["nDCG@10"]
+        loss = f"{found.loss:+.4f} ({found.loss_bound:+.4f})".replace("-", "−")
+        tau = row.agreement["trec-dl-2021/test"]["kendall_tau"].mean
+        (quoted,) = [line.replace("*", "") for line in lines if line.startswith(f"{start}{scheme}` |")]
+        for figure in (
+            f"| {row.latency[0].speedup['rankpress_fp32']:.2f}",
+            f"| {(row.size_bytes or 0) / 1e6:.1f} |",
+            loss,
+            f"| {tau:.3f} |",
+        ):
+            assert figure in quoted, (scheme, figure)
+
+
+def test_speeds_of_narrower_layers_are_quoted_as_recorded():
+    report = read_report(ROOT / "benchmarks" / "results" / "width_speed.json")
+    for text, share in itertools.product(("README.md", "benchmarks/README.md"), (70, 50, 30)):
+        words = (ROOT / text).read_text(encoding="utf-8")
+        speeds = [f"{one.speedup['teacher']:.2f}" for one in report.row(f"{share}_predicted").latency]
+        line = [line for line in words.splitlines() if line.startswith(f"| {share} % |") and speeds[0] in line]
+        assert line, (text, share)
+        assert speeds[1] in line[0]
