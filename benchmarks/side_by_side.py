@@ -3,8 +3,9 @@
 A study is a recipe with `variants` in place of `passes`: a name, and the passes of that ranker. Each goes through the
 pipeline and is exported as its spec says. Then, collection by collection, all folders are measured side by side: speed
 as a ratio to the teacher's own written graph in fp32, within turns; nDCG@10 and its paired loss with the one-sided 95 %
-bound; Kendall's tau to the teacher; by how much a pair's score moves with its batch mates. All rows get the same pairs,
-sorted by length and trimmed. With `--stock` the stock export is a row too.
+bound; Kendall's tau to the teacher, and the share of its ten best that are among the own; by how much a pair's score
+moves with its batch mates. All rows get the same pairs, sorted by length and trimmed. With `--stock` the stock export
+is a row too.
 
 Killed? Start it again: stored stages, folders and scores are used.
 
@@ -90,7 +91,7 @@ def table(report: Report) -> str:
     stock = [f"{one.threads} thr. × {STOCK_ONNX}" for one in teacher.latency if STOCK_ONNX in one.speedup]
     heads = [
         "ranker", "multiply-adds", *speeds, *stock, *(f"{measure}: loss % (at most)" for measure in measures), "τ",
-        "shift in a batch", "MB",
+        "top 10 kept", "shift in a batch", "MB",
     ]  # fmt: skip
     conditions = (
         f"## {name}\n\n{machine.cpu}, ONNX Runtime {machine.versions['onnxruntime']}; {data.n_queries} queries × "
@@ -110,8 +111,9 @@ def _cells(row: Row, teacher: Row, data: str, measures: Sequence[str], with_stoc
     cells += [_speed(one, TEACHER) for one in row.latency]
     cells += [_speed(one, STOCK_ONNX) for one in row.latency] if with_stock else []
     cells += [_loss(row.quality[data][measure]) if data in row.quality else "" for measure in measures]
-    tau = row.agreement[data].get("kendall_tau")
-    cells.append(f"{tau.mean:.3f}" if tau and row.name != TEACHER else "")
+    for name, form in (("kendall_tau", "{:.3f}"), ("overlap@10", "{:.1%}")):
+        figure = row.agreement[data].get(name)
+        cells.append(form.format(figure.mean) if figure and row.name != TEACHER else "")
     shift = row.batch_sensitivity.max_shift_share if row.batch_sensitivity else None
     cells.append("" if shift is None else f"{100 * shift:.1f} %")
     cells.append(f"{row.size_bytes / 1e6:.1f}" if row.size_bytes else "")
