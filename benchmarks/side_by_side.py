@@ -7,7 +7,7 @@ bound; Kendall's tau to the teacher, and the share of its ten best that are amon
 moves with its batch mates. All rows get the same pairs, sorted by length and trimmed. With `--stock` the stock export
 is a row too.
 
-Killed? Start it again: stored stages, folders and scores are used.
+Killed? Start it again: stored stages, folders and scores are used, and reports on collections that were finished.
 
     python benchmarks/side_by_side.py benchmarks/studies/tokens.yaml --out runs/tokens
 """
@@ -23,14 +23,15 @@ import torch
 from variants import TEACHER, line, prepare_variants, read_study, run_variant, slug, teacher_of
 
 from compressor.baselines import baseline_rows
-from compressor.bench.report import write_report
-from compressor.bench.rows import RowSpec
+from compressor.bench.report import REPORT_JSON, read_report, write_report
+from compressor.bench.rows import RowSpec, row_fingerprint
 from compressor.bench.run import run_bench
 from compressor.bench.schema import Latency, Measured, Report, Row
 from compressor.console import say
+from compressor.data import RankingData
 from compressor.errors import RankpressError
 from compressor.export import export_folder
-from compressor.gate_settings import STOCK_ONNX
+from compressor.gate_settings import STOCK_ONNX, BenchSettings
 from compressor.prepare import Prepared
 from compressor.ranker.ranker import Ranker
 from compressor.storage import write_whole
@@ -49,8 +50,6 @@ def main() -> int:
     except RankpressError as error:
         print(error, file=sys.stderr)
         return error.exit_code
-    for report in reports:
-        write_report(report, arguments.out / slug(next(iter(report.data))))
     text = "\n".join([f"# {arguments.study.stem}", "", *(table(report) for report in reports)])
     write_whole(arguments.out / f"{arguments.study.stem}.md", text)
     print(text)
@@ -75,11 +74,25 @@ def measure(prepared: Mapping[str, Prepared], arguments: argparse.Namespace) -> 
         rows += [row for row in stock if row.name == STOCK_ONNX]
     rows += [exported(name, run_variant(name, one)) for name, one in prepared.items()]
     settings = first.recipe.bench.model_copy(update={"threads": tuple(arguments.threads)})
-    study = arguments.study.stem
-    return [
-        run_bench(rows, [data], settings, teacher=TEACHER, cache=out / "scores", title=f"{study}: {data.name}")
-        for data in first.desk.tests
-    ]
+    return [_report(rows, data, settings, out, arguments.study.stem) for data in first.desk.tests]
+
+
+def _report(rows: Sequence[RowSpec], data: RankingData, settings: BenchSettings, out: Path, study: str) -> Report:
+    """Measure all rows on one collection, or read what an earlier start measured of the same."""
+    folder = out / slug(data.name)
+    if (folder / REPORT_JSON).is_file():
+        stored = read_report(folder)
+        same_rows = [(row.name, row.fingerprint) for row in stored.rows] == [
+            (row.name, row_fingerprint(row)) for row in rows
+        ]
+        same_data = [one.fingerprint for one in stored.data.values()] == [data.fingerprint]
+        if same_rows and same_data and stored.settings == settings:
+            say(f"{data.name}: was measured")
+            return stored
+    title = f"{study}: {data.name}"
+    report = run_bench(rows, [data], settings, teacher=TEACHER, cache=out / "scores", title=title)
+    write_report(report, folder)
+    return report
 
 
 def table(report: Report) -> str:
