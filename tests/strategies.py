@@ -42,6 +42,7 @@ from compressor.ranker.spec import (
     LinearMapSpec,
     LinearSpec,
     LowRankForm,
+    MergeRule,
     NormSpec,
     PageRankScorer,
     PoolRule,
@@ -166,6 +167,9 @@ class Parts:
             return PoolRule(stride=self.draw(st.integers(2, 5)))
         if not attends or self.draw(st.sampled_from([True, False, False])):
             return KeepShareRule(share=self.draw(st.sampled_from([0.1, 0.5, 0.7])), scorer=LearnedScorer())
+        if self.draw(st.sampled_from([True, False, False])):
+            share, margin = self.draw(st.sampled_from([0.5, 0.8])), self.draw(st.sampled_from([0.0, 0.4, 0.7]))
+            return MergeRule(share=share, margin=margin, keep_query_terms=self.draw(st.booleans()))
         scorer = self.draw(st.sampled_from([AttentionScorer(), PageRankScorer(), PageRankScorer(restart=0.5, steps=1)]))
         if self.draw(st.booleans()):
             return KeepThresholdRule(threshold=self.draw(st.sampled_from([0.3, 0.8, 1.0])), share=0.5, scorer=scorer)

@@ -20,9 +20,12 @@ from compressor.ranker.spec import AttentionPattern, AttentionSpec, LinearSpec, 
 
 def attention(
     graph: Graph, name: str, key: str, spec: AttentionSpec, weights: Weights, values: str, layout: Layout,
-    first_only: bool,
+    first_only: bool, whole_keys: bool = False,
 ) -> Product:  # fmt: skip
-    """Write attention, ``[T, width] -> [T, width]``, or ``-> [B, width]`` where only first tokens ask."""
+    """Write attention, ``[T, width] -> [T, width]``, or ``-> [B, width]`` where only first tokens ask.
+
+    ``whole_keys``: write keys with their bias even where the attention can do without, see `keys_before_rotation`.
+    """
     is_plain = graph.floats == "fp32" and _is_plain(spec.key) and _is_plain(spec.value)
     if first_only and is_plain and not spec.positions:
         mixed = _first_tokens_mixed(graph, name, key, spec, weights, values, layout)
@@ -40,11 +43,12 @@ def attention(
         queries = _heads(graph, f"{name}.query.heads", spec, query, layout)
         queries = _biased(graph, f"{name}.query.biased", spec, query, queries)
     key_heads = _heads(graph, f"{name}.key.heads", spec, keys, layout)
+    if spec.positions or whole_keys:
+        biased = _biased(graph, f"{name}.key.biased", spec, keys, key_heads)
     if spec.positions:
-        key_heads = _biased(graph, f"{name}.key.biased", spec, keys, key_heads)
         half = spec.head_width // 2
         queries = rotate(graph, f"{name}.query.rotated", queries, layout, spec.positions, half, first_only)
-        key_heads = rotate(graph, f"{name}.key.rotated", key_heads, layout, spec.positions, half, False)
+        key_heads = rotate(graph, f"{name}.key.rotated", biased, layout, spec.positions, half, False)
     # Without rotation the keys' bias adds one number to all scores of a query, which the softmax takes out again.
     value_heads = _heads(graph, f"{name}.value.heads", spec, held, layout)
     left_over = held.bias
@@ -88,6 +92,11 @@ def queries_and_keys(graph: Graph, name: str, spec: AttentionSpec) -> tuple[str,
         return f"{name}.query.rotated", f"{name}.key.rotated"
     query = f"{name}.query.biased"
     return query if graph.has(query) else f"{name}.query.heads", f"{name}.key.heads"
+
+
+def keys_before_rotation(graph: Graph, name: str) -> str:
+    """Return the keys of an attention that `attention` wrote with ``whole_keys``, ``[B, H, S, d]``."""
+    return f"{name}.key.biased" if graph.has(f"{name}.key.biased") else f"{name}.key.heads"
 
 
 def _scores(graph: Graph, name: str, query: str, keys: str, scale: float) -> str:

@@ -13,6 +13,7 @@ from compressor.export.linears import Weights, add_bias, linear, table
 from compressor.export.token_rules import reduce_tokens, row_parts
 from compressor.ranker.dense_sparse import expanded
 from compressor.ranker.spec import EmbeddingsSpec, FloatKind, RankerSpec
+from compressor.ranker.token_rule_spec import ask_for_query_terms
 
 
 def write_graph(spec: RankerSpec, weights: Weights, dialect: Dialect = "ort") -> onnx.ModelProto:
@@ -35,7 +36,8 @@ def write_graph(spec: RankerSpec, weights: Weights, dialect: Dialect = "ort") ->
     values = embeddings(graph, spec.embeddings, weights, layout)
     parts = None
     if spec.rule_layers and spec.separator_id is not None:
-        parts = row_parts(graph, layout, spec.separator_id)
+        marks_query_terms = ask_for_query_terms(layer.token_rule for layer in spec.layers)
+        parts = row_parts(graph, layout, spec.separator_id, marks_query_terms)
     last = len(spec.layers) - 1
     floats: FloatKind = "fp32"
     for index, layer_spec in enumerate(spec.layers):

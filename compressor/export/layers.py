@@ -11,7 +11,7 @@ from compressor.export.attention import attention
 from compressor.export.graph import FUSED, Graph
 from compressor.export.layout import Layout, first_tokens
 from compressor.export.linears import Product, Weights, add_bias, linear
-from compressor.ranker.spec import Activation, FeedForwardSpec, LayerSpec, LinearMapSpec, NormSpec
+from compressor.ranker.spec import Activation, FeedForwardSpec, LayerSpec, LinearMapSpec, MergeRule, NormSpec
 
 
 def norm(graph: Graph, name: str, key: str, spec: NormSpec | None, weights: Weights, values: str) -> str:
@@ -117,8 +117,9 @@ def layer(
     if spec.attention:
         read = normed("attention", spec.attention_norm, values, "pre")
         mixed = attention(
-            graph, f"{name}.attention", f"{key}.attention", spec.attention, weights, read, layout, first_only
-        )
+            graph, f"{name}.attention", f"{key}.attention", spec.attention, weights, read, layout, first_only,
+            whole_keys=isinstance(spec.token_rule, MergeRule),
+        )  # fmt: skip
         residual = added("attention", mixed, residual)
     values = residual = normed("attention", spec.attention_norm, residual, "post")
     if spec.ffn:

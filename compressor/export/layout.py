@@ -140,6 +140,11 @@ def pad(graph: Graph, layout: Layout, value: str, name: str) -> str:
     return graph.node("Gather", [value, layout.to_padded], name, axis=0)
 
 
+def pack(graph: Graph, layout: Layout, padded: str, name: str) -> str:
+    """Gather a padded view ``[B, S]`` back to packed values ``[T]``."""
+    return graph.node("Gather", [graph.reshape(padded, f"{name}.flat", -1), layout.to_packed], name)
+
+
 def first_tokens(graph: Graph, layout: Layout, value: str, name: str) -> str:
     """Take each row's first token, ``[T, ...] -> [B, ...]``."""
     return graph.node("Gather", [value, layout.first], name, axis=0)

@@ -7,19 +7,21 @@ is as wide as the longest row, and one gather packs what is left.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from onnx import TensorProto
 
 from compressor.export.graph import Graph
-from compressor.export.layout import Layout, keep_tokens, pad
+from compressor.export.layout import Layout, keep_tokens, pack, pad
 from compressor.export.linears import Weights
+from compressor.export.token_merges import merge
 from compressor.export.token_scores import RowParts, learned_scores, token_scores
 from compressor.ranker.spec import (
     KeepShareRule,
     KeepThresholdRule,
     LayerSpec,
     LearnedScorer,
+    MergeRule,
     PoolRule,
     TokenScorer,
 )
@@ -34,7 +36,7 @@ class Reduced:
     parts: RowParts
 
 
-def row_parts(graph: Graph, layout: Layout, separator_id: int) -> RowParts:
+def row_parts(graph: Graph, layout: Layout, separator_id: int, marks_query_terms: bool = False) -> RowParts:
     """Tell query and document apart by the first separator of each row."""
     name = "parts"
     is_separator = graph.node("Equal", ["input_ids", graph.int_scalar(separator_id)], f"{name}.is_separator")
@@ -53,13 +55,29 @@ def row_parts(graph: Graph, layout: Layout, separator_id: int) -> RowParts:
     )
     columns = graph.node("Range", [graph.int_scalar(0), _scalar(graph, layout), graph.int_scalar(1)], f"{name}.columns")
     starts = graph.node("Where", [document, columns, layout.columns], f"{name}.starts")
+    n_asking = graph.node("Max", [n_before, graph.int_scalar(1)], f"{name}.n_asking")
     return RowParts(
-        document=graph.node(
-            "Gather", [graph.reshape(document, f"{name}.flat_document", -1), layout.to_packed], f"{name}.document"
-        ),
-        n_asking=graph.node("Max", [n_before, graph.int_scalar(1)], f"{name}.n_asking"),
+        document=pack(graph, layout, document, f"{name}.document"),
+        n_asking=n_asking,
         start=graph.node("ReduceMin", [starts], f"{name}.start", axes=[1], keepdims=0),
+        query_terms=_query_terms(graph, layout, document, columns, n_asking) if marks_query_terms else None,
     )
+
+
+def _query_terms(graph: Graph, layout: Layout, document: str, columns: str, n_asking: str) -> str:
+    """Return which tokens of the document have an id of what asks, bool ``[T]``."""
+    name = "parts.query_terms"
+    most = graph.reshape(graph.node("ReduceMax", [n_asking], f"{name}.most", keepdims=0), f"{name}.width", 1)
+    wanted = graph.node("Slice", ["input_ids", graph.ints(0), most, graph.ints(1)], f"{name}.wanted")  # [B, Q]
+    own = graph.node("Unsqueeze", ["input_ids", graph.ints(2)], f"{name}.own")  # [B, S, 1]
+    same = graph.node("Equal", [own, graph.node("Unsqueeze", [wanted, graph.ints(1)], f"{name}.row")], f"{name}.same")
+    places = graph.node("Slice", [columns, graph.ints(0), most, graph.ints(0)], f"{name}.places")
+    asks = graph.node("Less", [places, n_asking], f"{name}.asks")  # [B, Q]
+    found = graph.node("And", [same, graph.node("Unsqueeze", [asks, graph.ints(1)], f"{name}.asking")], f"{name}.found")
+    counts = graph.node("Cast", [found], f"{name}.marks", to=TensorProto.INT64)
+    times = graph.node("ReduceSum", [counts, graph.ints(2)], f"{name}.times", keepdims=0)  # [B, S]
+    occurs = graph.node("Greater", [times, graph.int_scalar(0)], f"{name}.occurs")
+    return pack(graph, layout, graph.node("And", [occurs, document], f"{name}.padded"), name)
 
 
 def reduce_tokens(
@@ -67,7 +85,11 @@ def reduce_tokens(
 ) -> Reduced:
     """Write what the token rule of a layer leaves of the packed states that the layer gave, ``[T, width]``."""
     name, rule = f"layer.{index}.token_rule", spec.token_rule
-    if isinstance(rule, PoolRule):
+    merged = None
+    if isinstance(rule, MergeRule):
+        merged = merge(graph, name, f"layer.{index}.attention", rule, values, layout, parts)
+        kept = merged.kept
+    elif isinstance(rule, PoolRule):
         kept = _opens_window(graph, name, rule, layout, parts)
     elif isinstance(rule, KeepShareRule | KeepThresholdRule):
         scores = _scores(graph, index, spec, rule.scorer, weights, values, layout, parts)
@@ -80,10 +102,12 @@ def reduce_tokens(
     left, chosen = keep_tokens(graph, layout, kept, f"{name}.layout")
     if isinstance(rule, PoolRule):
         values = _means(graph, name, rule.stride, values, chosen)
+    elif merged:
+        places = graph.node("Gather", [merged.places, chosen], f"{name}.places")
+        values = graph.node("Gather", [merged.values, places], f"{name}.values", axis=0)
     else:
         values = graph.node("Gather", [values, chosen], f"{name}.values", axis=0)
-    document = graph.node("Gather", [parts.document, chosen], f"{name}.document")
-    return Reduced(values=values, layout=left, parts=replace(parts, document=document))
+    return Reduced(values=values, layout=left, parts=parts.of_kept(graph, chosen, name))
 
 
 def _opens_window(graph: Graph, name: str, rule: PoolRule, layout: Layout, parts: RowParts) -> str:
@@ -165,9 +189,7 @@ def _is_among_best(graph: Graph, name: str, rule: KeepShareRule, scores: str, la
     )
     none = graph.node("Sub", [marks, marks], f"{name}.none")
     chosen = graph.node("ScatterElements", [none, ranked, stays], f"{name}.chosen_marks", axis=1)
-    packed = graph.node(
-        "Gather", [graph.reshape(chosen, f"{name}.flat_chosen", -1), layout.to_packed], f"{name}.packed_marks"
-    )
+    packed = pack(graph, layout, chosen, f"{name}.packed_marks")
     is_chosen = graph.node("Cast", [packed], f"{name}.chosen", to=TensorProto.BOOL)
     return graph.node("Or", [is_chosen, graph.node("Not", [parts.document], f"{name}.protected")], f"{name}.keeps")
 
@@ -186,9 +208,7 @@ def _reaches_threshold(
     reaches = graph.node(
         "And", [graph.node("GreaterOrEqual", [judged, least], f"{name}.reaches"), eligible], f"{name}.stays"
     )
-    packed = graph.node(
-        "Gather", [graph.reshape(reaches, f"{name}.flat_stays", -1), layout.to_packed], f"{name}.chosen"
-    )
+    packed = pack(graph, layout, reaches, f"{name}.chosen")
     return graph.node("Or", [packed, graph.node("Not", [parts.document], f"{name}.protected")], f"{name}.keeps")
 
 

@@ -6,7 +6,7 @@ The layer's attention stands in the graph by its parts, so that its shares, or i
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from onnx import TensorProto
@@ -27,11 +27,19 @@ class RowParts:
         document: bool ``[T]``, true for tokens that may go.
         n_asking: int64 ``[B, 1]``, a row's tokens before its first separator, at least one.
         start: int64 ``[B]``, the column in which its document starts.
+        query_terms: bool ``[T]``, document tokens whose id is one of what asks; None where nobody wants to know.
     """
 
     document: str
     n_asking: str
     start: str
+    query_terms: str | None = None
+
+    def of_kept(self, graph: Graph, kept: str, name: str) -> RowParts:
+        """Write the parts of the tokens that stay, int64 ``[T']``."""
+        document = graph.node("Gather", [self.document, kept], f"{name}.document")
+        terms = self.query_terms and graph.node("Gather", [self.query_terms, kept], f"{name}.query_terms")
+        return replace(self, document=document, query_terms=terms)
 
 
 def token_scores(

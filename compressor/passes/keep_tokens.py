@@ -14,10 +14,9 @@ from compressor.passes.token_rules import (
     Place,
     judged_places,
     refuse_whole_rows,
+    ruled_as,
     rules_stay,
-    told_apart,
     with_rules,
-    with_separator,
 )
 from compressor.ranker.spec import KeepShareRule, LearnedScorer, RankerSpec, TokenScorer
 from compressor.registry import register
@@ -39,7 +38,8 @@ class KeepTokens(Pass):
     product of the token's own state with vectors that are fitted on ``n_pairs`` calibration pairs, so that tokens come
     in the order in which the last layer's attention goes to them. That costs two vectors and looks at no attention.
 
-    Where a share of the same scorer stands already it is set anew, see ``token_rules`` of `distill`.
+    Where a share of the same scorer stands already it is set anew, and 1 takes it away: see ``token_rules`` of
+    `distill`.
 
     No step is trained. Early layers know least of what matters: for one place, the middle is a good start. Costs
     ranking quality unless `distill` or `finetune` follows. Put it behind what cuts layers and widths. Which token is
@@ -68,7 +68,8 @@ class KeepTokens(Pass):
             )
         scorer: TokenScorer = LearnedScorer() if self.scorer == "learned" else SCORERS[self.scorer]
         rules = {place: KeepShareRule(share=share, scorer=scorer) for place, share in places.items() if share < 1}
-        return with_rules(spec, rules, "layers")
+        whole = {place: KeepShareRule(share=0.5, scorer=scorer) for place, share in places.items() if share == 1}
+        return with_rules(spec, rules, "layers", without=whole)
 
     def apply(self, ranker: Ranker, supply: Supply) -> Ranker:
         spec = self.plan(ranker.spec)
@@ -76,9 +77,9 @@ class KeepTokens(Pass):
             return ranker.changed()
         places = self._places(spec)
         supply.note("layers", {str(place): share for place, share in places.items()})
-        if self._is_fitted:
-            return self._fitted(ranker, told_apart(ranker, spec, self.verb), supply)
-        return with_separator(ranker, spec, self.verb)
+        if not self._is_fitted:
+            return ruled_as(ranker, spec, supply, self.verb)
+        return self._fitted(ranker, spec, supply)
 
     def promises(self, result: Ranker) -> Sequence[Promise]:
         return rules_stay(result, [place for place, share in self._places(result.spec).items() if share < 1])
@@ -92,15 +93,10 @@ class KeepTokens(Pass):
 
     def _fitted(self, ranker: Ranker, spec: RankerSpec, supply: Supply) -> Ranker:
         """Return the ranker in a shape with learned scorers, each fitted with those before it at work."""
-        import torch
-
         from compressor.algorithms.token_score_fits import fitted_scorer
-        from compressor.ranker.encoder import expected_shapes
 
         pairs = supply.pairs("calibration", self.n_pairs)
-        missing = {name: shape for name, shape in expected_shapes(spec).items() if name not in ranker.weights}
-        weights = {**ranker.weights, **{name: torch.zeros(shape) for name, shape in missing.items()}}
-        result = ranker.changed(spec=spec, weights=weights)
+        result = ruled_as(ranker, spec, supply, self.verb)
         explained = {}
         for place in sorted(place for place, share in self._places(spec).items() if share < 1):
             fit = fitted_scorer(result, pairs, place)

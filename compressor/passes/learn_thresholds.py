@@ -17,9 +17,9 @@ from compressor.passes.token_rules import (
     ScorerName,
     judged_places,
     refuse_whole_rows,
+    ruled_as,
     rules_stay,
     with_rules,
-    with_separator,
 )
 from compressor.ranker.forms import with_token_rules
 from compressor.ranker.spec import KeepThresholdRule, RankerSpec
@@ -91,7 +91,7 @@ class LearnThresholds(Distill):
 
         shares = {place: share for place, share in judged_places(self.layers, ranker.spec).items() if share < 1}
         pairs = supply.pairs("calibration", self.n_pairs)
-        result = with_separator(ranker, self.plan(ranker.spec), self.verb)
+        result = ruled_as(ranker, self.plan(ranker.spec), supply, self.verb)
         rules = thresholds_for_shares(result, pairs, shares)
         if self.epochs:
             from compressor.training.gated_objective import GatedObjective

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from compressor.passes.contract import PlanError
+from compressor.passes.token_rules import verbs_of_rules
 from compressor.ranker.spec import DenseSparseForm, RankerSpec
 
 
@@ -92,11 +93,11 @@ def refuse_token_rules(spec: RankerSpec, verb: str, setting: str = "") -> None:
         PlanError: names the first layer with a token rule, and ``setting`` where another value of it would do.
     """
     if spec.rule_layers:
+        rules = " and ".join(verbs_of_rules(spec))
         raise PlanError(
             f"a ranker that lets tokens go behind layer {spec.rule_layers[0]}",
             allowed="a ranker all of whose layers see the same tokens",
-            fix=f"put {verb} before pool_tokens and keep_tokens: which layers and widths there are comes first, "
-            "where tokens go second",
+            fix=f"put {verb} before {rules}: which layers and widths there are comes first, where tokens go second",
             setting=setting,
         )
 

@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, NonNegativeInt
 
 from compressor.errors import Fault, InputError
-from compressor.passes.contract import PlanError, Promise
+from compressor.passes.contract import PlanError, Promise, Supply
 from compressor.ranker.forms import with_token_rules
 from compressor.ranker.spec import (
     AttentionScorer,
     ClassifierHead,
     KeepRule,
     KeepShareRule,
+    MergeRule,
     PageRankScorer,
     PoolRule,
     RankerSpec,
     TokenRule,
 )
+from compressor.ranker.token_rule_spec import LEAST_MERGED_SHARE
 
 if TYPE_CHECKING:
     from compressor.ranker.ranker import Ranker
     from compressor.training.drawn_rules import DrawnTokenRules
 
 
+TAKEN_AWAY = "taken_away"  # the note of layers whose rule a pass took away, as it was told to
 Place = NonNegativeInt | Literal["middle"]
 KeptShare = Annotated[float, Field(ge=0.001, le=1)]
 ScorerName = Literal["attention", "pagerank"]  # those that share attention out
@@ -33,6 +37,21 @@ SCORERS: Mapping[ScorerName, AttentionScorer | PageRankScorer] = {
     "attention": AttentionScorer(),
     "pagerank": PageRankScorer(),
 }
+
+
+_VERBS = {"pool": "pool_tokens", "keep_share": "keep_tokens", "keep_threshold": "learn_thresholds",
+          "merge": "merge_tokens"}  # fmt: skip
+_TAKES_AWAY = {
+    "pool_tokens": "stride 1",
+    "keep_tokens": "a share of 1 and the same scorer",
+    "merge_tokens": "a share of 1",
+}
+
+
+def verbs_of_rules(spec: RankerSpec, layers: Sequence[int] | None = None) -> tuple[str, ...]:
+    """Return the passes that set token rules as they stand behind some layers, or all, each once, the lowest first."""
+    rules = [spec.layers[layer].token_rule for layer in (spec.rule_layers if layers is None else layers)]
+    return tuple(dict.fromkeys(_VERBS[rule.kind] for rule in rules if rule))
 
 
 def refuse_whole_rows(spec: RankerSpec) -> None:
@@ -89,22 +108,36 @@ def judged_places(layers: Mapping[Place, float], spec: RankerSpec, *, by_attenti
     return places
 
 
-def with_rules(spec: RankerSpec, rules: Mapping[int, TokenRule], setting: str) -> RankerSpec:
-    """Return the shape with token rules behind some layers, in the place of such as differ by their number alone.
+def with_rules(
+    spec: RankerSpec,
+    rules: Mapping[int, TokenRule],
+    setting: str,
+    without: Mapping[int, TokenRule] = MappingProxyType({}),
+) -> RankerSpec:
+    """Return the shape with token rules behind some layers, in the place of such as differ by their numbers alone.
+
+    Args:
+        spec: the shape.
+        rules: what shall stand, by layer.
+        setting: of the pass, that names the layers.
+        without: what shall stand no more, by layer, up to its numbers: there another rule stays, and none is no fault.
 
     Raises:
         PlanError: a layer has another one already; names ``setting``.
     """
+    gone = {layer: None for layer, rule in without.items() if _alike(rule, spec, layer)}
     taken = [layer for layer in rules if layer in spec.rule_layers and not _alike(rules[layer], spec, layer)]
     if taken:
         others = [str(layer) for layer in range(len(spec.layers) - 1) if layer not in spec.rule_layers]
+        (verb,) = verbs_of_rules(spec, taken[:1])
+        how = f", and {verb} with {_TAKES_AWAY[verb]} takes away what stands" if verb in _TAKES_AWAY else ""
         raise PlanError(
             f"layer {taken[0]}, behind which tokens go already",
             allowed=f"layers without a token rule: {', '.join(others) or 'there is none'}",
-            fix="choose another layer: one rule stands behind each",
+            fix=f"choose another layer: one rule stands behind each{how}",
             setting=setting,
         )
-    if spec.cascade:
+    if rules and spec.cascade:
         raise PlanError(
             "a ranker that has a cascade, whose graphs hand all tokens on",
             allowed="one without",
@@ -117,24 +150,32 @@ def with_rules(spec: RankerSpec, rules: Mapping[int, TokenRule], setting: str) -
             fix="put this pass before quantize and name the layer under keep_fp32 there",
             setting=setting,
         )
-    return with_token_rules(spec, rules)
+    changed = with_token_rules(spec, {**gone, **rules})
+    return changed.changed(separator_id=None) if gone and not changed.rule_layers else changed
 
 
-def with_separator(ranker: Ranker, spec: RankerSpec, verb: str) -> Ranker:
-    """Return the ranker in a shape with token rules, which go by its tokenizer's separator.
-
-    Raises:
-        InputError: pairs have no separator.
-    """
-    return ranker.changed(spec=told_apart(ranker, spec, verb))
-
-
-def told_apart(ranker: Ranker, spec: RankerSpec, verb: str) -> RankerSpec:
-    """Return a shape with token rules that knows the separator of the ranker's tokenizer.
+def ruled_as(ranker: Ranker, spec: RankerSpec, supply: Supply, verb: str) -> Ranker:
+    """Return the ranker in a shape with other token rules; scorers that it had not have weights of zero.
 
     Raises:
-        InputError: pairs have no separator.
+        InputError: it has rules, and pairs have no separator that these could go by.
     """
+    import torch
+
+    from compressor.ranker.encoder import expected_shapes
+
+    gone = [layer for layer in ranker.spec.rule_layers if layer not in spec.rule_layers]
+    if gone:
+        supply.note(TAKEN_AWAY, gone)
+    shapes = expected_shapes(told := _told_apart(ranker, spec, verb))
+    weights = {name: ranker.weights[name] if name in ranker.weights else torch.zeros(shapes[name]) for name in shapes}
+    return ranker.changed(spec=told, weights=weights)
+
+
+def _told_apart(ranker: Ranker, spec: RankerSpec, verb: str) -> RankerSpec:
+    """Return a shape with token rules that knows the separator of the ranker's tokenizer."""
+    if not spec.rule_layers:
+        return spec
     separator = ranker.tokenizer.separator_id
     if separator is None:
         found = "a tokenizer that puts no special token of its own between query and document"
@@ -143,14 +184,16 @@ def told_apart(ranker: Ranker, spec: RankerSpec, verb: str) -> RankerSpec:
 
 
 def rules_stay(result: Ranker, places: Sequence[int]) -> list[Promise]:
-    """Return the promise that the rules behind some layers stay."""
+    """Return the promise that the rules behind some layers stay, but where they are taken away on purpose."""
     made = {place: result.spec.layers[place].token_rule for place in places}
-    n_layers = len(result.spec.layers)
+    n_layers, n_records = len(result.spec.layers), len(result.history)
 
     def check(ranker: Ranker) -> str | None:
         if len(ranker.spec.layers) != n_layers:  # a pass that takes layers away says what becomes of their rules
             return None
+        wanted_gone = {layer for record in ranker.history[n_records:] for layer in record.notes.get(TAKEN_AWAY, ())}
         lost = [place for place, rule in made.items() if not _alike(rule, ranker.spec, place)]
+        lost = [place for place in lost if place not in wanted_gone]
         return f"another rule or none behind layer {lost[0]}" if lost else None
 
     named = ", ".join(map(str, places))
@@ -163,7 +206,10 @@ def refuse_drawn_rules(spec: RankerSpec, drawn: DrawnTokenRules) -> None:
     Raises:
         PlanError: there is no such rule, or its own number is none of those that are trained.
     """
-    kinds = (("strides", PoolRule, "stride", "pool_tokens"), ("shares", KeepShareRule, "share", "keep_tokens"))
+    kinds: tuple[tuple[str, tuple[type[TokenRule], ...], str, str], ...] = (
+        ("strides", (PoolRule,), "stride", "pool_tokens"),
+        ("shares", (KeepShareRule, MergeRule), "share", "keep_tokens or merge_tokens"),
+    )
     for setting, kind, name, verb in kinds:
         numbers = getattr(drawn, setting)
         if not numbers:
@@ -180,6 +226,12 @@ def refuse_drawn_rules(spec: RankerSpec, drawn: DrawnTokenRules) -> None:
                 raise PlanError(
                     f"the {name} {own:g} behind layer {layer}, by which the result will rank, and training without it",
                     allowed=f"{setting} with {own:g} among them",
+                    setting=f"token_rules.{setting}",
+                )
+            if isinstance(rule, MergeRule) and min(numbers) < LEAST_MERGED_SHARE:
+                raise PlanError(
+                    f"a share of {min(numbers):g} behind layer {layer}, where tokens merge",
+                    allowed=f"shares from {LEAST_MERGED_SHARE:g}: one half of the tokens merges into the other at most",
                     setting=f"token_rules.{setting}",
                 )
 

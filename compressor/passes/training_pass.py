@@ -47,7 +47,7 @@ class TrainingPass(TrainingSettings, Pass):
     least one layer runs, and of those that do not, neither states nor exits are trained.
     ``token_rules``: of the ranker's token rules, what a step puts in their place, drawn anew for each step:
     ``{strides: [1, 2, 4]}`` makes pools elastic (LTC, arXiv 2605.20683), ``{shares: [1, 0.7, 0.5]}`` shares that are
-    kept. The result has the rules that it had; `pool_tokens` and `keep_tokens` may set others of these numbers.
+    kept. The result has the rules that it had; the passes that set them may set others of these numbers.
     ``freeze_embeddings``: leave the embeddings as they are.
 
     Behind `quantize`, `distill` and `finetune` train through its rounding (quantization-aware training): each step

@@ -73,6 +73,10 @@ class Attention(nn.Module):
         query, key = (self._heads(part.forward(values)) for part in (self.query, self.key))
         return layout.pad(self._rotate(query, layout.positions)), layout.pad(self._rotate(key, layout.positions))
 
+    def keys(self, values: Tensor) -> Tensor:
+        """Return keys by heads before any rotation, ``[T, H, d]``; like `queries_and_keys` they pass by all hooks."""
+        return self._heads(self.key.forward(values))
+
     def _heads(self, values: Tensor) -> Tensor:
         heads = values.unflatten(-1, (self.spec.heads, self.spec.head_width))  # [T, H, d]
         return to_float_kind(heads, self.states)

@@ -13,6 +13,7 @@ from compressor.ranker.spec import (
     LearnedScorer,
     LinearSpec,
     LowRankForm,
+    MergeRule,
     NormSpec,
     PageRankScorer,
     RankerSpec,
@@ -48,6 +49,8 @@ def macs(spec: RankerSpec, n_tokens: int, query_tokens: int = QUERY_TOKENS) -> i
         if rule := layer.token_rule:
             total += scorer_macs(layer, spec.width, n_tokens, min(n_tokens, query_tokens + 1))
             gone = n_document - rule.n_left(n_document)
+            if isinstance(rule, MergeRule):  # a matrix product sums up what has merged
+                total += gone**2 * spec.width
             n_tokens, n_document = n_tokens - gone, n_document - gone
     return total + (_head_macs(spec.head) if isinstance(spec.head, ClassifierHead) else 0)
 
@@ -104,7 +107,7 @@ def scorer_macs(layer: LayerSpec, width: int, n_tokens: int, n_asking: int) -> i
     """Return the multiply-adds of judging the tokens of a row, as the written graph does it.
 
     Shares of full attention are at hand there; where a layer has another pattern, products of queries and keys are
-    taken anew.
+    taken anew. Merging takes the products of all keys, summed over heads, and sums them up.
 
     Args:
         layer: one with or without a token rule.
@@ -114,6 +117,8 @@ def scorer_macs(layer: LayerSpec, width: int, n_tokens: int, n_asking: int) -> i
     """
     if _has_learned_scorer(layer):
         return (n_tokens + n_asking) * width
+    if isinstance(layer.token_rule, MergeRule):
+        return n_tokens**2 * (layer.head_width + 1)
     if not isinstance(layer.token_rule, KeepRule) or layer.attention is None:
         return 0
     scorer, attention = layer.token_rule.scorer, layer.attention

@@ -13,9 +13,10 @@ from compressor.errors import RunError
 from compressor.ranker.heads import build_head
 from compressor.ranker.layers import Layer, build_norm
 from compressor.ranker.linears import Linear, Table
+from compressor.ranker.reductions import Reduction
 from compressor.ranker.spec import EmbeddingsSpec, RankerSpec, TokenRule
 from compressor.ranker.sub_network import WHOLE, SubNetwork
-from compressor.ranker.token_rules import Reduction
+from compressor.ranker.token_rule_spec import ask_for_query_terms
 from compressor.ranker.token_scores import Reached
 from compressor.ranker.tokens import RowParts, TokenLayout
 from compressor.ranker.trace import Trace, watched_relations
@@ -153,8 +154,10 @@ class Encoder(nn.Module):
 
     def _parts(self, layout: TokenLayout, input_ids: Tensor) -> RowParts | None:
         """Return the parts of rows, where token rules ask for them."""
-        separator = self.spec.separator_id
-        return RowParts.of(layout, input_ids, separator) if self.spec.rule_layers and separator is not None else None
+        if not self.spec.rule_layers or self.spec.separator_id is None:
+            return None
+        marks_query_terms = ask_for_query_terms(layer.token_rule for layer in self.spec.layers)
+        return RowParts.of(layout, input_ids, self.spec.separator_id, marks_query_terms)
 
     def _states(
         self, values: Tensor, layout: TokenLayout, parts: RowParts | None, first_only: bool

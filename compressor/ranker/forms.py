@@ -25,8 +25,8 @@ def with_forms(spec: RankerSpec, forms: Mapping[str, LinearForm]) -> RankerSpec:
     return _changed(spec, "", forms)
 
 
-def with_token_rules(spec: RankerSpec, rules: Mapping[int, TokenRule]) -> RankerSpec:
-    """Return a spec with these rules behind their layers; others stay."""
+def with_token_rules(spec: RankerSpec, rules: Mapping[int, TokenRule | None]) -> RankerSpec:
+    """Return a spec with these rules, or with none, behind their layers; others stay."""
     layers = [
         layer.changed(token_rule=rules[index]) if index in rules else layer for index, layer in enumerate(spec.layers)
     ]

@@ -8,6 +8,7 @@ the tokenizer reads it.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from fractions import Fraction
 from typing import Annotated, ClassVar, Literal
 
@@ -15,6 +16,7 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from compressor.records import Record
 
+LEAST_MERGED_SHARE = 0.5  # half of the tokens merges into the other half
 _MOST_PARTS = 10_000  # of a share's denominator: int64 holds its product with any row's length
 
 
@@ -78,17 +80,11 @@ class PoolRule(Record):
         return -(-n_tokens // self.stride)
 
 
-class KeepRule(Record):
-    """A choice among document tokens by their scores; of n of them ``ceil(share * n)`` stay, or do so in the mean."""
+class ShareRule(Record):
+    """A rule that leaves ``ceil(share * n)`` of n document tokens, or does so in the mean."""
 
-    kind: Literal["keep_share", "keep_threshold"]
+    kind: Literal["keep_share", "keep_threshold", "merge"]
     share: Annotated[float, Field(ge=0.001, le=1)]
-    scorer: TokenScorer = AttentionScorer()
-
-    @property
-    def reads_attention(self) -> bool:
-        """Whether the layer must have an attention."""
-        return self.scorer.reads_attention
 
     @property
     def fraction(self) -> tuple[int, int]:
@@ -97,8 +93,20 @@ class KeepRule(Record):
         return exact.numerator, exact.denominator
 
     def n_left(self, n_tokens: int) -> int:
-        """Return how many of a document's tokens stay, by the share."""
+        """Return how many of a document's tokens are left, by the share."""
         return math.ceil(Fraction(*self.fraction) * n_tokens)
+
+
+class KeepRule(ShareRule):
+    """A choice among document tokens by their scores."""
+
+    kind: Literal["keep_share", "keep_threshold"]
+    scorer: TokenScorer = AttentionScorer()
+
+    @property
+    def reads_attention(self) -> bool:
+        """Whether the layer must have an attention."""
+        return self.scorer.reads_attention
 
 
 class KeepShareRule(KeepRule):
@@ -121,4 +129,31 @@ class KeepThresholdRule(KeepRule):
     scorer: AttentionShares = AttentionScorer()
 
 
-TokenRule = Annotated[PoolRule | KeepShareRule | KeepThresholdRule, Field(discriminator="kind")]
+class MergeRule(ShareRule):
+    """Of n document tokens those that resemble many others merge into groups, until ``ceil(share * n)`` are left.
+
+    A token's energy is the mean over its row's other document tokens of ``exp(-((1 - c) / (1 - margin))^2 / 2)``, c the
+    cosine of the two tokens' keys: those of the layer that the rule stands behind, before any rotation, summed over
+    heads. Of the 2r tokens of highest energy each of the first r is merged into the most similar of the other r, of
+    equal ones the first. What has merged is the mean of its tokens, each of which counts once, and stands where that
+    other token stood (PiToMe, arXiv 2405.16148, in the form that its authors have for text).
+
+    ``keep_query_terms``: tokens whose id occurs in the query do not merge: they are evidence of an exact match. Where
+    fewer than 2r others are left, all of these merge in pairs, and more tokens stay than the share says. A window, or
+    what has merged before, goes by the id of the token where it stands.
+    """
+
+    reads_attention: ClassVar[bool] = True
+
+    kind: Literal["merge"] = "merge"
+    share: Annotated[float, Field(ge=LEAST_MERGED_SHARE, lt=1)]
+    margin: Annotated[float, Field(ge=0, le=0.99)]
+    keep_query_terms: bool = True
+
+
+TokenRule = Annotated[PoolRule | KeepShareRule | KeepThresholdRule | MergeRule, Field(discriminator="kind")]
+
+
+def ask_for_query_terms(rules: Iterable[TokenRule | None]) -> bool:
+    """Return whether any of these rules asks which tokens of the document occur in the query."""
+    return any(isinstance(rule, MergeRule) and rule.keep_query_terms for rule in rules)

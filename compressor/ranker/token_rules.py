@@ -3,46 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from compressor.ranker.spec import KeepRule, KeepShareRule, KeepThresholdRule, LearnedScorer, PoolRule, TokenRule
+from compressor.ranker.reductions import Reduction, padded_marks
+from compressor.ranker.spec import (
+    KeepRule,
+    KeepShareRule,
+    KeepThresholdRule,
+    LearnedScorer,
+    MergeRule,
+    PoolRule,
+    TokenRule,
+)
+from compressor.ranker.token_merges import Merge
 from compressor.ranker.token_scores import Reached, build_scorer
-from compressor.ranker.tokens import TokenLayout, take_tokens
 
 _NOTHING = 1e-20  # scores below are not told apart
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reduction:
-    """What a rule makes of T packed tokens: T' of them, in their old order.
-
-    Attributes:
-        layout: where the T' tokens stand; positions are those that they had.
-        kept: int64 ``[T']``, which tokens they are.
-        owner: int64 ``[T]``, the new token that each old one goes into; None where states stay as they are.
-        margins: ``[B]``, how clear the choice was: the score of the worst token that stays less that of the best one
-            that goes, as a share of the former where scores are shares; infinite where nothing was to be chosen. Near
-            zero, rounding may choose otherwise in another runtime.
-        judged: ``[n]``, the relative scores of all document tokens that a threshold was held against.
-    """
-
-    layout: TokenLayout
-    kept: Tensor
-    owner: Tensor | None = None
-    margins: Tensor | None = None
-    judged: Tensor | None = None
-
-    def states(self, values: Tensor) -> Tensor:
-        """Return what becomes of packed values, ``[T, width] -> [T', width]``: a choice of them, or means."""
-        if self.owner is None:
-            return take_tokens(values, self.kept)
-        exact = torch.promote_types(values.dtype, torch.float32)
-        sums = values.new_zeros(len(self.kept), values.shape[1], dtype=exact).index_add(0, self.owner, values.to(exact))
-        sizes = torch.bincount(self.owner, minlength=len(self.kept))[:, None]
-        return (sums / sizes).to(values.dtype)
 
 
 class Pool(nn.Module):
@@ -68,7 +47,7 @@ class KeepShare(nn.Module):
 
     @torch.no_grad()
     def forward(self, reached: Reached, spec: KeepShareRule) -> Reduction:
-        layout, document = reached.layout, _padded_document(reached)
+        layout, document = reached.layout, padded_marks(reached.layout, reached.parts.document)
         part, whole = spec.fraction
         n_kept = torch.div(document.sum(dim=1) * part + whole - 1, whole, rounding_mode="floor")
         unit = 1.0 if isinstance(spec.scorer, LearnedScorer) else None
@@ -103,12 +82,12 @@ class KeepThreshold(nn.Module):
         layout = reached.layout
         relative = self.scorer(reached) * layout.n_tokens[:, None]
         before = torch.zeros_like(relative) if layout.log_gates is None else layout.log_gates
-        gates = self.gate(relative, _padded_document(reached), before)
+        gates = self.gate(relative, padded_marks(reached.layout, reached.parts.document), before)
         everything = torch.arange(len(layout.to_packed), device=relative.device)
         return Reduction(layout=replace(layout, log_gates=gates), kept=everything)
 
     def _chosen(self, reached: Reached, threshold: float) -> Reduction:
-        layout, document = reached.layout, _padded_document(reached)
+        layout, document = reached.layout, padded_marks(reached.layout, reached.parts.document)
         relative = self.scorer(reached) * layout.n_tokens[:, None]
         chosen, margins = at_least(relative, document, threshold)
         new_layout, kept = layout.keep_tokens(~reached.parts.document | layout.pack(chosen))
@@ -134,14 +113,6 @@ def at_least(scores: Tensor, eligible: Tensor, threshold: float) -> tuple[Tensor
     return chosen, torch.where(eligible.sum(dim=1) > 1, margins, torch.inf)
 
 
-def _padded_document(reached: Reached) -> Tensor:
-    """Return which slots of the padded view are document tokens, bool ``[B, S]``."""
-    layout = reached.layout
-    document = layout.mask.new_zeros(layout.mask.numel())
-    document[layout.to_packed] = reached.parts.document
-    return document.view(layout.mask.shape)
-
-
 def best_of_rows(scores: Tensor, eligible: Tensor, n_kept: Tensor, unit: float | None = None) -> tuple[Tensor, Tensor]:
     """Return each row's best columns, bool ``[B, S]``, of equal ones the first, and how clear the choice was, ``[B]``.
 
@@ -164,6 +135,6 @@ def best_of_rows(scores: Tensor, eligible: Tensor, n_kept: Tensor, unit: float |
 
 def build_token_rule(spec: TokenRule, width: int) -> nn.Module:
     """Build what takes a `Reached` and a spec to a `Reduction`: this spec, or one with other numbers while training."""
-    if isinstance(spec, PoolRule):
-        return Pool()
+    if isinstance(spec, PoolRule | MergeRule):
+        return Pool() if isinstance(spec, PoolRule) else Merge()
     return KeepThreshold(spec, width) if isinstance(spec, KeepThresholdRule) else KeepShare(spec, width)

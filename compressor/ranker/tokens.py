@@ -110,34 +110,45 @@ class RowParts:
         document: bool ``[T]``, true for tokens behind their row's first separator that are no separators.
         n_asking: int64 ``[B]``, the row's tokens before its first separator: the first token and the query's.
         start: int64 ``[B]``, the column in which the document starts; it never moves, as all before it stays.
+        query_terms: bool ``[T]``, document tokens whose id is one of what asks; None where nobody wants to know.
     """
 
     document: Tensor
     n_asking: Tensor
     start: Tensor
+    query_terms: Tensor | None = None
 
     @classmethod
-    def of(cls, layout: TokenLayout, input_ids: Tensor, separator_id: int) -> RowParts:
+    def of(cls, layout: TokenLayout, input_ids: Tensor, separator_id: int, marks_query_terms: bool = False) -> RowParts:
         """Tell the parts of rows apart by their separators; a row without any has no document.
 
         Args:
             layout: of the whole rows.
             input_ids: int64 ``[B, S]``.
             separator_id: the id between query and document.
+            marks_query_terms: whether ``query_terms`` are wanted.
         """
         separates = (input_ids == separator_id) & layout.mask
         seen = separates.long().cumsum(dim=1)
         document = (seen > 0) & ~separates & layout.mask
         columns = torch.arange(layout.mask.shape[1], device=layout.mask.device)
+        n_asking = ((seen == 0) & layout.mask).sum(dim=1).clamp(min=1)
+        query_terms = None
+        if marks_query_terms:
+            most = int(n_asking.max())
+            same = input_ids[:, :, None] == input_ids[:, None, :most]
+            query_terms = document & (same & (columns[:most] < n_asking[:, None])[:, None]).any(dim=2)
         return cls(
             document=layout.pack(document),
-            n_asking=((seen == 0) & layout.mask).sum(dim=1).clamp(min=1),
+            n_asking=n_asking,
             start=torch.where(document, columns, len(columns)).amin(dim=1),
+            query_terms=None if query_terms is None else layout.pack(query_terms),
         )
 
     def of_kept(self, kept: Tensor) -> RowParts:
         """Return the parts of the tokens that stay, int64 ``[T']``."""
-        return replace(self, document=self.document[kept])
+        terms = None if self.query_terms is None else self.query_terms[kept]
+        return replace(self, document=self.document[kept], query_terms=terms)
 
     def asking_shares(self, layout: TokenLayout) -> Tensor:
         """Return float32 ``[B, S]``: equal shares for a row's asking tokens, which add up to 1, 0 elsewhere."""

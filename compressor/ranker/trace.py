@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from compressor.ranker.token_rules import Reduction
+from compressor.ranker.reductions import Reduction
 from compressor.ranker.tokens import TokenLayout
 
 if TYPE_CHECKING:

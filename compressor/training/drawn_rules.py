@@ -7,14 +7,15 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from compressor.ranker.spec import KeepShareRule, PoolRule, RankerSpec, TokenRule
+from compressor.ranker.spec import KeepShareRule, MergeRule, PoolRule, RankerSpec, TokenRule
 from compressor.records import Record
 
 
 class DrawnTokenRules(Record):
     """The numbers of which each step draws one for every token rule.
 
-    ``strides``: of pools, 1 for none. ``shares``: of the document tokens that are kept, 1 for all.
+    ``strides``: of pools, 1 for none. ``shares``: of the document tokens that are kept, or left where
+    tokens merge, 1 for all.
     """
 
     strides: tuple[Annotated[int, Field(ge=1, le=64)], ...] = ()
@@ -39,6 +40,6 @@ class DrawnTokenRules(Record):
             rule = spec.layers[layer].token_rule
             if isinstance(rule, PoolRule) and self.strides:
                 found[layer] = [None if stride == 1 else rule.changed(stride=stride) for stride in self.strides]
-            elif isinstance(rule, KeepShareRule) and self.shares:
+            elif isinstance(rule, KeepShareRule | MergeRule) and self.shares:
                 found[layer] = [None if share == 1 else rule.changed(share=share) for share in self.shares]
         return found

@@ -145,6 +145,7 @@ CASES = {
     "keep_tokens": Case(
         neutral={"layers": {"middle": 1}},
         active={"layers": {0: 0.5}},
+        again={"layers": {0: 0.7}},
         no_mask="weights all stay: tests/passes/test_token_rules.py",
         mistyped={"layer": {0: 0.5}},
     ),
@@ -160,6 +161,13 @@ CASES = {
         no_mask="merging removes nothing",
         no_promise="merged weights are weights like others",
         mistyped={"adapter": ["lora"]},
+    ),
+    "merge_tokens": Case(
+        neutral={"layers": {"middle": 1}},
+        active={"layers": {0: 0.5}},
+        again={"layers": {0: 0.7}},
+        no_mask="weights all stay: tests/passes/test_merge_tokens.py",
+        mistyped={"layer": {0: 0.5}},
     ),
     "learn_factors": Case(
         neutral={"budget": {"macs": 1}},
@@ -188,6 +196,7 @@ CASES = {
     "pool_tokens": Case(
         neutral={"stride": 1},
         active={"layer": 0},
+        again={"layer": 0, "stride": 3},
         no_mask="weights all stay: tests/passes/test_token_rules.py",
         mistyped={"strides": 2},
     ),

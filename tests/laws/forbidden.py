@@ -32,10 +32,20 @@ FORBIDDEN = {
     **{("sparsify", verb): f"put {verb} before sparsify" for verb in _BEFORE_SPARSIFY},
     **{("quantize", verb): f"put {verb} before quantize" for verb in _BEFORE_QUANTIZE},
     **{
-        (rule, verb): f"put {verb} before pool_tokens and keep_tokens"
-        for rule in ("keep_tokens", "learn_thresholds", "pool_tokens")
+        (rule, verb): f"put {verb} before {rule}"
+        for rule in ("keep_tokens", "learn_thresholds", "merge_tokens", "pool_tokens")
         for verb in _WIDTHS_FIRST
     },
+    **{
+        pair: "choose another layer"
+        for other in ("keep_tokens", "learn_thresholds", "pool_tokens")
+        for pair in ((other, "merge_tokens"), ("merge_tokens", other))
+    },
+    ("linearize_layers", "merge_tokens"): "choose another layer",
+    ("cut_at_exit", "merge_tokens"): "leave two layers or more",
+    ("drop_layers", "merge_tokens"): "leave two layers or more",
+    ("cascade", "merge_tokens"): "leave one of the two passes out",
+    ("merge_tokens", "cascade"): "leave one of the two passes out",
     ("cut_at_exit", "learn_thresholds"): "leave two layers or more",
     ("drop_layers", "learn_thresholds"): "leave two layers or more",
     **{

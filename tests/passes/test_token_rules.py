@@ -14,6 +14,7 @@ from compressor.passes.add_exits import AddExits
 from compressor.passes.cut_at_exit import CutAtExit
 from compressor.passes.distill import Distill
 from compressor.passes.keep_tokens import KeepTokens
+from compressor.passes.merge_tokens import MergeTokens
 from compressor.passes.pool_tokens import PoolTokens
 from compressor.passes.trim_vocabulary import TrimVocabulary
 from compressor.ranker.spec import AttentionScorer, DropoutSpec, KeepShareRule, PageRankScorer, PoolRule, SimilarityHead
@@ -158,7 +159,9 @@ def test_a_trimmed_vocabulary_knows_its_separator(ranker, tiny_data):
 REPRESENTATIONS = {"hidden": {"layers": "uniform"}, "relations": {"layers": "uniform"}}
 
 
-@pytest.mark.parametrize("step", [PoolTokens(), KeepTokens(layers={0: 0.6, 1: 0.6})], ids=["pool", "keep"])
+@pytest.mark.parametrize(
+    "step", [PoolTokens(), KeepTokens(layers={0: 0.6, 1: 0.6}), MergeTokens()], ids=["pool", "keep", "merge"]
+)
 def test_a_student_with_fewer_tokens_learns_from_inner_states(step, ranker, tiny_data):
     noise = torch.Generator().manual_seed(1)
     weights = {name: t + 0.1 * torch.randn(t.shape, generator=noise) for name, t in ranker.weights.items()}

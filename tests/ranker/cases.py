@@ -16,6 +16,7 @@ from compressor.ranker.spec import (
     LinearMapSpec,
     LinearSpec,
     LowRankForm,
+    MergeRule,
     NormSpec,
     PageRankScorer,
     PoolRule,
@@ -212,6 +213,14 @@ SPECS: dict[str, RankerSpec] = {
         separator_id=SEPARATOR,
     ),
     "kept_by_pagerank": of_layers(tiny_layer(token_rule=_HALF_BY_RANK), tiny_layer(), separator_id=SEPARATOR),
+    "merged": of_layers(
+        tiny_layer(token_rule=MergeRule(share=0.5, margin=0.7, keep_query_terms=False)),
+        tiny_layer(),
+        separator_id=SEPARATOR,
+    ),
+    "merged_twice": _with_rules(
+        _modernbert(), MergeRule(share=0.6, margin=0.5), MergeRule(share=0.7, margin=0.4, keep_query_terms=False)
+    ),
     "token_rules_modernbert": _with_rules(_modernbert(), _HALF_BY_RANK, _HALF),
     "token_rules_and_exits": _with_rules(
         with_exits(of_layers(*[tiny_layer()] * 3), _FIRST_EXIT, _MEAN_EXIT), PoolRule(stride=2), _HALF

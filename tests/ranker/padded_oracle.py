@@ -22,6 +22,7 @@ from compressor.ranker.spec import (
     LinearMapSpec,
     LinearSpec,
     LowRankForm,
+    MergeRule,
     NormSpec,
     PageRankScorer,
     PoolRule,
@@ -38,7 +39,8 @@ def oracle(
     """Return logits ``[B, 1]`` or unit vectors ``[B, D]`` in float64, padding computed like everything else."""
     w = {name: tensor.double() for name, tensor in weights.items()}
     mask = attention_mask.bool()
-    parts = [_parts(ids[real].tolist(), spec.separator_id) for ids, real in zip(input_ids, mask, strict=True)]
+    rows = [ids[real].tolist() for ids, real in zip(input_ids, mask, strict=True)]
+    parts = [_parts(ids, spec.separator_id) for ids in rows]
     x = _embed(spec, w, input_ids, token_type_ids)  # [B, S, D]
     for i, layer in enumerate(spec.layers):
         name, before = f"layers.{i}", x
@@ -54,7 +56,7 @@ def oracle(
             if layer.ffn:
                 x = x + _feed(layer.ffn, w, name, _norm(layer.ffn_norm, w, f"{name}.ffn_norm", x))
         if layer.token_rule:
-            x, mask = _reduce(layer, w, name, before, x, mask, parts)
+            x, mask = _reduce(layer, w, name, before, x, mask, parts, rows)
     return _head(spec, w, _norm(spec.final_norm, w, "final_norm", x), mask)
 
 
@@ -65,8 +67,9 @@ def _parts(ids: list[int], separator: int | None) -> tuple[int, list[int]]:
 
 
 def _reduce(
-    layer: LayerSpec, w: Weights, name: str, read: Tensor, x: Tensor, mask: Tensor, parts: list[tuple[int, list[int]]]
-) -> tuple[Tensor, Tensor]:
+    layer: LayerSpec, w: Weights, name: str, read: Tensor, x: Tensor, mask: Tensor, parts: list[tuple[int, list[int]]],
+    rows: list[list[int]],
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Return new states and a smaller mask: tokens that go stay where they are, but neither ask nor are seen."""
     x, after, rule = x.clone(), mask.clone(), layer.token_rule
     for b, (n_asking, document) in enumerate(parts):
@@ -82,6 +85,14 @@ def _reduce(
             for window in windows.values():
                 x[b, window[0]] = x[b, window].mean(0)
                 after[b, window[1:]] = False
+        elif isinstance(rule, MergeRule) and left:
+            asked = set(rows[b][:n_asking]) if rule.keep_query_terms else set()
+            groups = _groups(
+                layer, rule, w, name, read[b, left], left, [rows[b][column] not in asked for column in left]
+            )
+            for target, group in groups.items():
+                x[b, target] = x[b, [target, *group]].mean(0)
+                after[b, group] = False
         elif isinstance(rule, KeepThresholdRule) and left:
             relative = len(columns) * _scores(layer, rule, w, name, read[b, columns], torch.tensor(columns), n_asking)
             found = {column: relative[columns.index(column)].item() for column in left}
@@ -95,6 +106,30 @@ def _reduce(
             ranked = sorted(left, key=lambda column: (-scores[columns.index(column)], column))
             after[b, ranked[math.ceil(round(rule.share * len(left), 9)) :]] = False
     return x, after
+
+
+def _groups(
+    layer: LayerSpec, rule: MergeRule, w: Weights, name: str, read: Tensor, left: list[int], may_merge: list[bool]
+) -> dict[int, list[int]]:
+    """Return which columns of a document ``left`` merge into which, whose states ``[n, D]`` the layer read."""
+    spec, n = layer.attention, len(left)
+    assert spec is not None
+    if layer.norm_placement == "pre":
+        read = _norm(layer.attention_norm, w, f"{name}.attention_norm", read)
+    keys = _linear(spec.key, w, f"{name}.attention.key", read).reshape(n, spec.heads, spec.head_width).sum(1)
+    lengths = keys.norm(dim=1).clamp(min=1e-12)
+    cosines = (keys @ keys.T / lengths[:, None] / lengths).tolist()
+    spread = 1 - rule.margin
+    near = [[math.exp(-(((1 - c) / spread) ** 2) / 2) for c in row] for row in cosines]
+    energy = [sum(row[:i] + row[i + 1 :]) for i, row in enumerate(near)]
+    ranked = sorted((i for i in range(n) if may_merge[i]), key=lambda i: (-energy[i], i))
+    r = min(n - math.ceil(round(rule.share * n, 9)), len(ranked) // 2)
+    goes, takes = ranked[:r], sorted(ranked[r : 2 * r])
+    groups: dict[int, list[int]] = {}
+    for i in goes:
+        best = max(takes, key=lambda j: cosines[i][j])  # of equal ones the first
+        groups.setdefault(left[best], []).append(left[i])
+    return groups
 
 
 def _learned_scores(w: Weights, name: str, given: Tensor, n_asking: int) -> Tensor:

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from compressor.ranker.cost import linear_macs, linears_of, macs, macs_by_linear, parameters, tables_of
 from compressor.ranker.encoder import expected_shapes
-from compressor.ranker.spec import KeepShareRule, LearnedScorer, PageRankScorer
+from compressor.ranker.spec import KeepShareRule, LearnedScorer, MergeRule, PageRankScorer
 from tests.ranker.cases import SPECS
 from tests.tiny import batch_of, module_of, tiny_spec
 
@@ -43,6 +43,10 @@ def test_macs_are_what_torch_counts(name, n_tokens):
             rows = n_reached if isinstance(rule.scorer, PageRankScorer) else min(n_tokens, 3)
             products = rows * n_reached * a.heads * a.head_width if a.pattern.kind == "full" else 0
             looked_at += (linear_macs(a.query) + linear_macs(a.key)) * n_reached + products
+        if isinstance(rule, MergeRule) and a:  # torch adds what has merged up, a graph multiplies it by a matrix
+            n_reached = len(module.trace(**batch).layouts[index + 1].to_packed)
+            n_gone = n_reached - len(reduction.kept)
+            looked_at += linear_macs(a.key) * n_reached - n_gone**2 * spec.width
     assert macs(spec, n_tokens, query_tokens=2) + looked_at == counter.get_total_flops() // 2
 
 
