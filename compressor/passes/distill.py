@@ -132,7 +132,7 @@ class Distill(TrainingPass):
     def refuse_unknown_offsets(self, offsets_known: bool) -> None:
         if not offsets_known and self._on_absolute_scores:
             name = self._on_absolute_scores[0]
-            found = f"{name}, which learns scores as they are, and a file that gives differences alone"
+            found = f"{name}, which learns scores as they are, and a teacher that gives differences alone"
             raise self.fault(f"losses.{name}", found, allowed=_ON_DIFFERENCES)
 
     @property
@@ -140,11 +140,12 @@ class Distill(TrainingPass):
         return [name for name, _ in self.losses.terms() if name in _ON_ABSOLUTE_SCORES]
 
     def _refuse_margins(self) -> None:
-        margins = [one.scores for one in self.teachers if isinstance(one, FileTeacher) and one.offsets_known is False]
+        relative = [one for one in self.teachers if one.offsets_known is False]
         absolute = self._on_absolute_scores
-        if margins and absolute:
+        if relative and absolute:
+            kind = "a file of margins" if isinstance(relative[0], FileTeacher) else "a teacher of ranks within lists"
             raise PlanError(
-                f"{absolute[0]}, which learns scores as they are, and a file of margins ({Path(margins[0]).name})",
+                f"{absolute[0]}, which learns scores as they are, and {kind} ({relative[0].name})",
                 allowed=_ON_DIFFERENCES,
                 setting=f"losses.{absolute[0]}",
             )
