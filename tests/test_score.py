@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -67,15 +68,11 @@ def test_a_large_ranker_s_run_and_its_measures(room, run):
     measured = {line.split()[0]: float(line.split()[1]) for line in out.splitlines()}
     ranked = {query: list(scores) for query, scores in found.items()}
     by_rank = {query: -np.arange(len(documents), dtype=np.float32) for query, documents in ranked.items()}
-    quality = evaluate(tiny.build_data().__class__(**{**vars_of(data), "candidates": ranked}), by_rank, list(measured))
+    quality = evaluate(replace(data, candidates=ranked), by_rank, list(measured))
     assert set(measured) == {"nDCG@10", "RR@10"}
     for name, value in measured.items():
         assert value == pytest.approx(quality.per_query[name].mean(), abs=6e-5)
     assert "runs/t5.trec" in err
-
-
-def vars_of(data):
-    return {name: getattr(data, name) for name in data.__dataclass_fields__}
 
 
 def test_small_rankers_and_score_files_are_teachers_too(room, run):

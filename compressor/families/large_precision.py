@@ -31,7 +31,7 @@ def check_precision(settings: LargeRanker, files: LargeFiles) -> None:
             checkpoint without data to calibrate GPTQ on.
     """
     packages, install = _NEEDED.get(settings.precision, ((), ""))
-    if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
+    if missing := [name for name in packages if not is_installed(name)]:
         verb = "is" if len(missing) == 1 else "are"
         found = f"{settings.precision}, and {' and '.join(missing)}, which it runs on, {verb} not installed"
         raise InputError(Fault(source=SOURCE, where="precision", found=found, fix=install))
@@ -41,6 +41,11 @@ def check_precision(settings: LargeRanker, files: LargeFiles) -> None:
         raise InputError(Fault(source=SOURCE, where="precision", found=found, allowed=stored))
     if settings.precision == "gptq":
         _check_calibration(settings, files, is_stored=stored is not None)
+
+
+def is_installed(package: str) -> bool:
+    """Whether a package can be imported, without importing it."""
+    return importlib.util.find_spec(package) is not None
 
 
 def stored_precision(files: LargeFiles) -> Precision | None:

@@ -11,6 +11,7 @@ from compressor.families.large_files import SOURCE, LargeFiles
 from compressor.large_settings import PLACE, PROMPTS, LargeRanker, PairPrompt, Scoring
 
 _OWN_MAX_LENGTH = 512
+_SEAMS = 4  # tokens that a prompt and texts may have together beyond those of each
 
 
 class _Part(NamedTuple):
@@ -94,7 +95,7 @@ class PromptWriter:
         self._places = [n for n, piece in enumerate(self._pieces) if n % 2 and piece in ("query", "document")]
         self._special = special_tokens(tokenizer)
         n_own = len(self.tokens([("", "")])[0])
-        if n_own >= max_length:
+        if n_own + _SEAMS >= max_length:
             found = f"{max_length}, and the prompt alone has {n_own} tokens"
             raise InputError(Fault(source=SOURCE, where="max_length", found=found))
 

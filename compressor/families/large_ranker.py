@@ -17,7 +17,7 @@ from transformers import (
     AutoTokenizer,
 )
 
-from compressor.errors import Fault, InputError
+from compressor.errors import Fault, InputError, RunError
 from compressor.families.large_files import SOURCE, LargeFiles
 from compressor.families.large_precision import (
     check_precision,
@@ -78,13 +78,20 @@ class LargeModel:
             rows: tokens of each prompt.
             columns: of the vocabulary; a scoring head has the column 0.
             advance: told after each batch how many more rows are done.
+
+        Raises:
+            RunError: the device's memory does not hold a batch.
         """
         found = np.empty((len(rows), len(columns)), dtype=np.float32)
         lengths = np.array([len(row) for row in rows], dtype=np.int64)
         budget = 1 if self.settings.precision == "int8" else self.settings.batch_tokens
         with torch.inference_mode():
             for batch in token_budget_batches(lengths, budget):
-                last = self._last([rows[row] for row in batch])
+                try:
+                    last = self._last([rows[row] for row in batch])
+                except torch.OutOfMemoryError:
+                    said = f"{len(batch)} prompts of up to {int(lengths[batch].max())} tokens at once"
+                    raise RunError(f"{self.settings.large}: no memory for {said}; lower batch_tokens") from None
                 found[batch] = last[:, list(columns)].float().cpu().numpy()
                 advance(len(batch))
         return found

@@ -32,7 +32,8 @@ class Distill(TrainingPass):
     ``representations``: on states of the recipe's own teacher: ``hidden``, ``relations``, ``embeddings``. Where widths
     differ, a projection is learned along and thrown away. ``{}`` for none.
     ``labels``: losses on judgments, mixed in where the data has them: ``{softmax_labels: 0.2}``.
-    ``teachers``: whose scores count; by default the recipe's own. Several are averaged.
+    ``teachers``: whose scores count; by default the recipe's own. Several are averaged. Each is a ranker, a file of
+    scores, or a decoder or T5 ranker that stays as it is: ``{large: path/to/model, precision: int4}``.
     ``standardize``: bring every teacher to the mean and spread of the first, since their logits have different scales.
     ``teacher_scores``: ``stored``, scored once by the exported teacher in fp32 and kept for other runs; ``live``, out
     of the very pass that gives the states, in the precision of training; ``auto``: live where that pass is made anyway

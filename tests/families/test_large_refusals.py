@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 
@@ -37,14 +36,7 @@ def folder(stored, tmp_path):
 @pytest.fixture
 def packages(monkeypatch):
     """Say which packages are there."""
-    found = importlib.util.find_spec
-
-    def fake(*names):
-        monkeypatch.setattr(
-            large_precision.importlib.util, "find_spec", lambda name: name in names or (name == "torch" and found(name))
-        )
-
-    return fake
+    return lambda *names: monkeypatch.setattr(large_precision, "is_installed", lambda name: name in names)
 
 
 def settings(folder, **changes) -> LargeRanker:
@@ -86,7 +78,7 @@ def test_a_pinned_model_is_asked_of_the_hub_config_first(stored, monkeypatch):
     assert open_large(settings(name)).fingerprint == open_large(settings(stored)).fingerprint
     assert asked == [(name, False), (name, True)]
     asked.clear()
-    assert "known" not in refusal(name, scoring="head")
+    assert "scoring: found head of a checkpoint of the class Qwen3ForCausalLM" in refusal(name, scoring="head")
     assert asked == [(name, False)], "no weights for what the config refuses already"
 
 
@@ -166,7 +158,7 @@ def test_int8_asks_about_one_prompt_at_a_time(stored):
     """Its outlier columns are those of a whole batch: a score would depend on its mates."""
     scorer = open_large(settings(stored)).open()
     sizes = list[int]()
-    object.__setattr__(scorer._model, "settings", settings(stored, precision="int8"))
+    scorer._model.settings = settings(stored, precision="int8")
     scorer.score([("a", "b"), ("c", "d e"), ("f", "g")], sizes.append)
     assert sizes == [1, 1, 1]
 
@@ -220,6 +212,7 @@ def test_the_fingerprint_follows_files_and_settings(folder, stored):
     same, first = open_large(settings(stored, batch_tokens=7)), open_large(settings(folder))
     assert same.fingerprint == first.fingerprint, "speed alone"
     named = open_large(settings(folder, prompt="qwen3_reranker", scoring="label_tokens"))
+    assert named.fingerprint == first.fingerprint, "what auto means"
     assert named.fingerprint != open_large(settings(folder, precision="bf16")).fingerprint
     weights = load_file(folder / "model.safetensors")
     save_file({name: tensor + 1 for name, tensor in weights.items()}, folder / "model.safetensors", {"format": "pt"})

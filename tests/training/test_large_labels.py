@@ -87,10 +87,10 @@ def test_lists_are_ranked_whole_and_stored_by_their_documents(decoder, tiny_data
     pairs = tiny_data.pairs()
     found = teacher_scores([large(decoder, **FIRST)], tiny_data, pairs)
     assert not found.offsets_known
+    direct = open_large(large(decoder, **FIRST)).open()
     for query, candidates in tiny_data.candidates.items():
         own = found.of([(query, document) for document in candidates])
         np.testing.assert_allclose(np.sort(own)[::-1], -np.log(np.arange(1, 9)), rtol=1e-6)
-        direct = open_large(large(decoder, **FIRST)).open()
         texts = [tiny_data.documents[document] for document in candidates]
         np.testing.assert_allclose(direct.score_lists([(tiny_data.queries[query], texts)])[0], own, rtol=1e-6)  # type: ignore[union-attr]
     some = [pair for number, pair in enumerate(pairs) if number % 8 < 3]
@@ -137,8 +137,8 @@ def test_large_teachers_are_written_as_mappings(t5, tmp_path):
     assert placed.large == str(t5)
     assert found[0].name == "t5 (int4)"
     assert large(t5).fingerprints() == large(t5, weight=2).fingerprints()
-    with pytest.raises(InputError, match="large ranker: found 'models/t5', no folder and no hub id"):
-        found[0].changed(precision="fp32").fingerprints()
+    with pytest.raises(InputError, match="large ranker: found 'nowhere', no folder and no hub id"):
+        LargeTeacher(large="nowhere").fingerprints()
 
 
 def test_faults_of_a_large_teacher_are_said_of_it_alone():
