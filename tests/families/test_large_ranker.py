@@ -166,6 +166,7 @@ def test_labels_are_words_or_entries_of_the_vocabulary(models):
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("precision", ["int8", "int4"])
 def test_rounded_weights_score_nearly_so_on_a_gpu(models, precision):
     pytest.importorskip("bitsandbytes")
