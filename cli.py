@@ -163,6 +163,29 @@ def retrieve(
 
 
 @app.command()
+def score(
+    teacher: Annotated[
+        str,
+        typer.Argument(
+            metavar="TEACHER",
+            help="As in a recipe's 'teachers': a ranker's name, or YAML: '{large: path/to/model, precision: int8}'",
+        ),
+    ],
+    data: Annotated[str, typer.Option(help="COLLECTION/SPLIT whose candidates are scored.")],
+    out: Annotated[Path, typer.Option(help="The TREC run to write.")],
+    candidates: Annotated[int, typer.Option(min=1, help="Documents per query.")] = 100,
+    measures: Annotated[str, typer.Option(help="Names of ir-measures, comma-separated.")] = "nDCG@10,RR@10",
+) -> None:
+    """Score candidates with a teacher and say how well it ranks them; large rankers, which have no folder, too.
+
+    Scores are kept: a killed run goes on, and recipes that name the same teacher ask for nothing again.
+    """
+    from compressor.score import score as score_candidates
+
+    score_candidates(teacher, data, depth=candidates, out=out, measures=measures)
+
+
+@app.command()
 def pack(
     folder: Folder,
     out: Annotated[Path, typer.Option(help="The file to write.")],

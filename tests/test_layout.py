@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BLOCKS: list[tuple[str, set[str]]] = [
     ("plain records", {
         "records", "errors", "storage", "progress", "registry", "plan", "query_settings", "data_reference",
-        "gate_settings", "recipe_faults", "recipe", "cascade_stages",
+        "large_settings", "gate_settings", "recipe_faults", "recipe", "cascade_stages",
     }),
     ("runtime", {"runtime"}),
     ("ranker", {"ranker"}),
@@ -33,7 +33,7 @@ BLOCKS: list[tuple[str, set[str]]] = [
     ("passes", {"passes"}),
     ("pipeline", {"pipeline"}),
     ("bench", {"bench"}),
-    ("commands", {"baselines", "measured_card", "console", "prepare", "compress", "commands", "retrieve"}),
+    ("commands", {"baselines", "measured_card", "console", "prepare", "compress", "commands", "retrieve", "score"}),
     ("cli", {"cli"}),
 ]  # fmt: skip
 LEVEL = {entry: level for level, (_, entries) in enumerate(BLOCKS) for entry in entries}

@@ -75,10 +75,11 @@ def _unknown_type(values: Mapping[str, Any], source: Path) -> Fault:
     fix = suggest(str(model_type), FAMILIES)
     if values.get("is_encoder_decoder") or "T5" in classes or str(model_type).endswith("t5"):
         found = f"an encoder-decoder checkpoint ({model_type})"
-        fix = "monoT5 and RankT5 rankers are not supported: their score is not a one-logit head"
+        fix = "monoT5 and RankT5 rankers are not compressed; they can teach: distill's 'teachers: [{large: ...}]'"
     elif "ForCausalLM" in classes:
         found = f"a decoder checkpoint ({model_type}, {classes})"
-        fix = "rankers that compare the logits of two words are not supported"
+        fix = "rankers that compare the logits of two words are not compressed; they can teach: distill's "
+        fix += "'teachers: [{large: ...}]'"
     elif values.get("auto_map"):
         found = f"an architecture of its own code ({model_type}, auto_map)"
         fix = "code from a checkpoint is never run"

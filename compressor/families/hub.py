@@ -8,7 +8,7 @@ from pathlib import Path
 from compressor.errors import Fault, InputError
 
 _ID = re.compile(r"(?P<model>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
-_SMALL = ["*.json", "*.txt", "*.model"]
+_SMALL = ["*.json", "*.txt", "*.model", "*.jinja"]
 _WEIGHTS = ["model*.safetensors", "model.safetensors.index.json"]
 
 

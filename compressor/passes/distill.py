@@ -32,7 +32,8 @@ class Distill(TrainingPass):
     ``representations``: on states of the recipe's own teacher: ``hidden``, ``relations``, ``embeddings``. Where widths
     differ, a projection is learned along and thrown away. ``{}`` for none.
     ``labels``: losses on judgments, mixed in where the data has them: ``{softmax_labels: 0.2}``.
-    ``teachers``: whose scores count; by default the recipe's own. Several are averaged.
+    ``teachers``: whose scores count; by default the recipe's own. Several are averaged. Each is a ranker, a file of
+    scores, or a decoder or T5 ranker that stays as it is: ``{large: path/to/model, precision: int4}``.
     ``standardize``: bring every teacher to the mean and spread of the first, since their logits have different scales.
     ``teacher_scores``: ``stored``, scored once by the exported teacher in fp32 and kept for other runs; ``live``, out
     of the very pass that gives the states, in the precision of training; ``auto``: live where that pass is made anyway
@@ -132,7 +133,7 @@ class Distill(TrainingPass):
     def refuse_unknown_offsets(self, offsets_known: bool) -> None:
         if not offsets_known and self._on_absolute_scores:
             name = self._on_absolute_scores[0]
-            found = f"{name}, which learns scores as they are, and a file that gives differences alone"
+            found = f"{name}, which learns scores as they are, and a teacher that gives differences alone"
             raise self.fault(f"losses.{name}", found, allowed=_ON_DIFFERENCES)
 
     @property
@@ -140,11 +141,12 @@ class Distill(TrainingPass):
         return [name for name, _ in self.losses.terms() if name in _ON_ABSOLUTE_SCORES]
 
     def _refuse_margins(self) -> None:
-        margins = [one.scores for one in self.teachers if isinstance(one, FileTeacher) and one.offsets_known is False]
+        relative = [one for one in self.teachers if one.offsets_known is False]
         absolute = self._on_absolute_scores
-        if margins and absolute:
+        if relative and absolute:
+            kind = "a file of margins" if isinstance(relative[0], FileTeacher) else "a teacher of ranks within lists"
             raise PlanError(
-                f"{absolute[0]}, which learns scores as they are, and a file of margins ({Path(margins[0]).name})",
+                f"{absolute[0]}, which learns scores as they are, and {kind} ({relative[0].name})",
                 allowed=_ON_DIFFERENCES,
                 setting=f"losses.{absolute[0]}",
             )

@@ -16,13 +16,14 @@ from compressor.data.ranking_data import Pair, RankingData
 from compressor.data.score_files import read_scores
 from compressor.data.teacher_scores import ScoreStore
 from compressor.errors import Fault, InputError
+from compressor.training.large_labels import large_scores
 from compressor.training.scorers import open_scorer, refuse_quantized_teacher
-from compressor.training.teachers import OWN, FileTeacher, RankerTeacher, Teacher
+from compressor.training.teachers import OWN, FileTeacher, LargeTeacher, RankerTeacher, Teacher
 
 if TYPE_CHECKING:
     from compressor.ranker.ranker import Ranker
 
-__all__ = ["FileTeacher", "RankerTeacher", "Teacher", "TeacherScores", "teacher_scores"]
+__all__ = ["FileTeacher", "LargeTeacher", "RankerTeacher", "Teacher", "TeacherScores", "teacher_scores"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +69,9 @@ def teacher_scores(
 ) -> TeacherScores:
     """Return the scores of pairs: one teacher's, or the weighted mean of several.
 
-    Rankers score through their exported graph in fp32 (`compressor.training.scorers`); what they scored is kept in the
-    cache, so that a killed run goes on where it was and other runs and passes ask again for nothing.
+    Rankers score through their exported graph in fp32 (`compressor.training.scorers`), large ones in transformers
+    (`compressor.training.large_labels`); what they scored is kept in the cache, so that a killed run goes on where it
+    was and other runs and passes ask again for nothing.
 
     Args:
         teachers: at least one; paths as `placed` leaves them.
@@ -120,6 +122,9 @@ def _asked(
 ) -> TeacherScores:
     if isinstance(teacher, FileTeacher):
         return _from_file(teacher, data, pairs, say)
+    if isinstance(teacher, LargeTeacher):
+        values, note = large_scores(teacher, data, pairs, say)
+        return TeacherScores(pairs=pairs, values=values, offsets_known=teacher.offsets_known, notes=[note])
     return _from_ranker(teacher, data, pairs, own, say)
 
 

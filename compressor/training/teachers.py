@@ -1,4 +1,4 @@
-"""Teachers as a recipe names them: rankers that score, and files of scores. No torch."""
+"""Teachers as a recipe names them: rankers that score, large ones too, and files of scores. No torch."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pydantic import Discriminator, Field, PositiveFloat, Tag, model_validator
 
 from compressor.data.score_formats import ScoreFormat
 from compressor.errors import Fault, InputError
+from compressor.large_settings import LargeRanker
 from compressor.records import Record
 from compressor.storage import sha256_file
 
@@ -94,12 +95,45 @@ class FileTeacher(Record):
         return {self.scores: sha256_file(path)}
 
 
+class LargeTeacher(LargeRanker):
+    """A decoder or T5 ranker that scores through transformers; see `LargeRanker` for its settings.
+
+    ``weight``: its share in a mean of several.
+    """
+
+    weight: PositiveFloat = 1.0
+
+    @property
+    def name(self) -> str:
+        return self.short_name
+
+    @property
+    def offsets_known(self) -> bool:
+        """Whether its scores of different queries can be compared."""
+        return not self.is_listwise
+
+    def fingerprints(self) -> Mapping[str, str]:
+        """Return a hash of the ranker's files and settings by its name.
+
+        Raises:
+            InputError: there is no such ranker, it does not fit its settings, or a package is missing.
+        """
+        from compressor.families.large_teacher import open_large
+
+        return {self.large: open_large(self).fingerprint}
+
+
 def _kind(value: Any) -> str:
     """Tell from its keys which kind of teacher a value is meant to be, so that only that kind's faults are said."""
+    if isinstance(value, LargeTeacher) or (isinstance(value, Mapping) and "large" in value):
+        return "large ranker"
     is_file = isinstance(value, FileTeacher) or (isinstance(value, Mapping) and {"scores", "format"} & value.keys())
     return "score file" if is_file else "ranking model"
 
 
 Teacher = Annotated[
-    Annotated[RankerTeacher, Tag("ranking model")] | Annotated[FileTeacher, Tag("score file")], Discriminator(_kind)
+    Annotated[RankerTeacher, Tag("ranking model")]
+    | Annotated[FileTeacher, Tag("score file")]
+    | Annotated[LargeTeacher, Tag("large ranker")],
+    Discriminator(_kind),
 ]

@@ -47,7 +47,7 @@ def refusal(folder, load=peek_teacher):
         ({"model_type": "modern-bert"}, ["did you mean 'modernbert'?"]),
         ({"model_type": ...}, ["no model_type"]),
         ({"model_type": "t5", "is_encoder_decoder": True, "architectures": ["T5ForConditionalGeneration"]},
-         ["an encoder-decoder checkpoint (t5)", "monoT5 and RankT5 rankers are not supported"]),
+         ["an encoder-decoder checkpoint (t5)", "monoT5 and RankT5 rankers are not compressed"]),
         ({"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}, ["a decoder checkpoint (qwen3"]),
         ({"model_type": "NewModel", "auto_map": {"AutoModel": "modeling.NewModel"}},
          ["an architecture of its own code", "code from a checkpoint is never run"]),
