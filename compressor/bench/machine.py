@@ -8,12 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from compressor.bench.schema import Machine
+from compressor.cpu import cpu_model, isa_flags
 
-# Flags that decide which kernels run; the rest of /proc/cpuinfo says nothing about a ranker.
-_ISA_FLAGS = (
-    "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16", "avx512_fp16",
-    "amx_tile", "amx_int8", "amx_bf16", "asimd", "asimddp", "asimdhp", "i8mm", "bf16", "sve", "sve2",
-)  # fmt: skip
 _PACKAGES = (
     "onnxruntime", "onnxruntime-gpu", "openvino", "nncf", "numpy", "tokenizers", "torch", "transformers", "ir-measures",
     "onnx",
@@ -53,32 +49,6 @@ def cpu_seconds() -> tuple[float, float] | None:
     times = psutil.cpu_times()
     total = float(sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0))
     return total - float(times.idle) - float(getattr(times, "iowait", 0.0)), total
-
-
-def cpu_model() -> str:
-    """Return the CPU's name as the system gives it."""
-    for key in ("model name", "Hardware", "cpu model"):
-        if found := _cpuinfo(key):
-            return found
-    return platform.processor() or platform.machine()
-
-
-def isa_flags() -> tuple[str, ...]:
-    """Return the instruction-set extensions that matter to matrix products; empty where the system hides them."""
-    flags = set((_cpuinfo("flags") or _cpuinfo("Features")).split())
-    return tuple(flag for flag in _ISA_FLAGS if flag in flags)
-
-
-def _cpuinfo(key: str) -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-    for line in text.splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() == key:
-            return value.strip()
-    return ""
 
 
 def _cpu_quota() -> float | None:

@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import Field
 
 from compressor import __version__
-from compressor.bench.machine import cpu_model, isa_flags
+from compressor.cpu import cpu_model, isa_flags
 from compressor.errors import Fault, InputError, suggest
 from compressor.records import Record
 from compressor.runtime.folder import cascade_of, choose_onnx_file, choose_portable_file

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator
 
+from compressor.cpu import CpuClass, class_of
 from compressor.gate_settings import BenchSettings, GateSettings
 from compressor.records import Record
 
@@ -29,6 +30,11 @@ class Machine(Record):
     os: str
     architecture: str
     versions: dict[str, str]
+
+    @property
+    def cpu_class(self) -> CpuClass:
+        """The class of CPUs that compute int8 products as this one does."""
+        return class_of(self.isa)
 
 
 class DataSummary(Record):

@@ -11,6 +11,7 @@ from typing import Any
 
 from compressor import __version__
 from compressor.cascade_stages import ExportedCascade
+from compressor.cpu import class_of, cpu_model, isa_flags
 from compressor.ranker.cost import linears_of, tables_of
 from compressor.ranker.ranker import Ranker
 from compressor.ranker.spec import RankerSpec
@@ -34,11 +35,6 @@ _ROLES = {
 # MatMulNBits took 4 bits alone at first; other CPUs than x86 got 8 bits later still.
 _RUNTIMES = {"int8_blocks": "1.22 or later on x86 CPUs: MatMulNBits with 8 bits"}
 _PACKAGES = ("torch", "transformers", "onnx", "onnxruntime", "tokenizers", "numpy")
-# What decides how fast, and on old CPUs how exactly, int8 runs.
-_FLAGS = frozenset((
-    "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx_vnni", "avx512_bf16",
-    "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16", "asimd", "asimddp", "i8mm", "sve",
-))  # fmt: skip
 
 
 def make_manifest(
@@ -94,16 +90,9 @@ def _precision(spec: RankerSpec) -> dict[str, Any]:
 
 
 def cpu() -> dict[str, Any]:
-    """Return this machine's CPU model, and those of its instruction sets that matter to a ranker."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.is_file() else []
-    values = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    flags = values.get("flags", values.get("Features", "")).split()
-    return {
-        "machine": platform.machine(),
-        "cpu": values.get("model name", platform.processor()),
-        "cpu_flags": sorted(_FLAGS.intersection(flags)),
-    }
+    """Return this machine's CPU model, those of its instruction sets that matter to a ranker, and their class."""
+    flags = isa_flags()
+    return {"machine": platform.machine(), "cpu": cpu_model(), "cpu_flags": sorted(flags), "cpu_class": class_of(flags)}
 
 
 def _entry(folder: Path, path: Path) -> dict[str, Any]:
