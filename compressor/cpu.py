@@ -65,7 +65,7 @@ def other_class_note(what: str, measured_on: CpuClass) -> str | None:
     """Say that figures come from another class of CPU than this one; None where they do not, or nobody can tell.
 
     Args:
-        what: what holds the figures: "report.json".
+        what: what was done there, as a sentence begins: "report.json was measured".
         measured_on: the class of the CPU that they were measured on.
     """
     here = cpu_class()
@@ -77,7 +77,7 @@ def other_class_note(what: str, measured_on: CpuClass) -> str | None:
         else ""
     )
     return (
-        f"{what} was measured on a CPU of the class {measured_on}, this one is {here}: speeds, and scores in int8, "
+        f"{what} on a CPU of the class {measured_on}, this one is {here}: speeds, and scores in int8, "
         f"may be others here.{rounding}"
     )
 

@@ -73,15 +73,15 @@ def test_a_system_that_says_nothing_has_an_unknown_class(cpuinfo, text):
 
 def test_figures_of_another_class_are_said_to_be(cpuinfo):
     cpuinfo(f"flags\t: {X86}\n")
-    assert cpu.other_class_note("report.json", "avx2") is None
-    assert cpu.other_class_note("report.json", "unknown") is None
+    assert cpu.other_class_note("report.json was measured", "avx2") is None
+    assert cpu.other_class_note("report.json was measured", "unknown") is None
     start = (
         "report.json was measured on a CPU of the class {}, this one is avx2: speeds, and scores in int8, may be others"
         " here."
     )
-    assert cpu.other_class_note("report.json", "avx512") == start.format("avx512")
-    note = cpu.other_class_note("report.json", "amx_int8")
+    assert cpu.other_class_note("report.json was measured", "avx512") == start.format("avx512")
+    note = cpu.other_class_note("report.json was measured", "amx_int8")
     assert note is not None
     assert note.startswith(start.format("amx_int8") + " Sums of int8 products may saturate")
     cpuinfo(None)
-    assert cpu.other_class_note("report.json", "amx_int8") is None, "nobody can tell"
+    assert cpu.other_class_note("report.json was measured", "amx_int8") is None, "nobody can tell"

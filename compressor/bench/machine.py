@@ -8,7 +8,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from compressor.bench.schema import Machine
-from compressor.cpu import cpu_model, isa_flags
+from compressor.cpu import class_of, cpu_model, isa_flags, other_class_note
+from compressor.runtime.folder import MANIFEST
+from compressor.storage import read_json
 
 _PACKAGES = (
     "onnxruntime", "onnxruntime-gpu", "openvino", "nncf", "numpy", "tokenizers", "torch", "transformers", "ir-measures",
@@ -38,6 +40,25 @@ def describe_machine() -> Machine:
         architecture=platform.machine(),
         versions=versions,
     )
+
+
+def note_of_other_cpu(folder: Path) -> str | None:
+    """Say that a folder's own figures, in its card and manifest, come from another class of CPU than this one.
+
+    None where they do not, or the folder tells nothing: those of other tools, and those whose CPU nobody knows.
+    """
+    path = folder / MANIFEST
+    manifest = read_json(path) if path.is_file() else None
+    for done, keys in (
+        ("was measured", ("report", "machine", "isa")),
+        ("was compared with torch", ("exported_on", "cpu_flags")),
+    ):
+        flags = manifest
+        for key in keys:
+            flags = flags.get(key) if isinstance(flags, dict) else None
+        if isinstance(flags, list):
+            return other_class_note(f"{folder.resolve().name}: the ranker in it {done}", class_of(map(str, flags)))
+    return None
 
 
 def cpu_seconds() -> tuple[float, float] | None:
