@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
+from compressor.builds import Builds
 from compressor.data_reference import DataReference
 from compressor.errors import Fault, InputError, suggest
 from compressor.gate_settings import BASELINES, BenchSettings, GateSettings
@@ -45,11 +46,13 @@ class DataSection(Record):
         return value
 
 
-class ExportSettings(Record):
+class ExportSettings(Builds):
     """What the exported folder holds beside ``onnx/model.onnx``.
 
     ``int8_companion``: a dynamic-int8 ``onnx/model_quantized.onnx`` beside an fp32 main file (transformers.js and
     infinity look for that name). ``portable``: the same graph in standard ops alone (OpenVINO, TensorRT).
+    ``builds``: files that rankpress loads in the main file's place on the CPUs that each is for: ``[int8,
+    int8_reduced_range]``, or ``{precision, cpus, file}`` each.
     """
 
     int8_companion: bool = True

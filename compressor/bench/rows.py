@@ -14,7 +14,7 @@ from compressor import __version__
 from compressor.cpu import cpu_model, isa_flags
 from compressor.errors import Fault, InputError, suggest
 from compressor.records import Record
-from compressor.runtime.folder import cascade_of, choose_onnx_file, choose_portable_file
+from compressor.runtime.folder import cascade_of, choose_graph, choose_onnx_file, choose_portable_file
 from compressor.storage import sha256_file, sha256_json
 
 Engine = Literal["onnx", "openvino", "openvino_bf16", "torch_fp32_padded"]
@@ -68,6 +68,17 @@ class RowSpec(Record):
         """
         choose = choose_onnx_file if self.engine == "onnx" else choose_portable_file
         return choose(self.folder, self.file)
+
+
+def build_note(row: RowSpec) -> str | None:
+    """Say which of a folder's builds this CPU takes; None where every CPU gets the same graph."""
+    if row.engine != "onnx":
+        return None
+    chosen = choose_graph(row.folder, row.file)
+    if not chosen.by_cpu:
+        return None
+    file = chosen.path.relative_to(row.folder).as_posix()
+    return f"{row.name} ran {file}, {chosen.reason}. Other CPUs take other files of this folder, not measured here."
 
 
 def external_data(graph: Path) -> list[Path]:
