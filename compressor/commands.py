@@ -27,7 +27,7 @@ from compressor.errors import Fault, InputError, suggest
 from compressor.gate_settings import STOCK_ONNX, BenchSettings, Target
 from compressor.prepare import check
 from compressor.recipe_faults import flag_faults
-from compressor.runtime.folder import choose_onnx_file, choose_portable_file
+from compressor.runtime.folder import choose_gpu_file, choose_onnx_file, choose_portable_file
 from compressor.runtime.packed import Values
 from compressor.runtime.threads import available_threads
 from compressor.storage import check_folder_to_write
@@ -148,7 +148,9 @@ def _checked_input(
     data: list[RankingData] = []
     checks: list[Callable[[], object]] = [
         *(
-            partial(choose_onnx_file if target == "onnxruntime" else choose_portable_file, folder)
+            partial(
+                {"onnxruntime": choose_onnx_file, "cuda": choose_gpu_file}.get(target, choose_portable_file), folder
+            )
             for folder in folders
             for target in targets
         ),

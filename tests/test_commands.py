@@ -81,6 +81,18 @@ def test_every_target_is_a_row(benched, monkeypatch):
     assert (benched["teacher"], benched["notes"]) == ("a", [])
 
 
+def test_a_gpu_is_a_target_without_a_portable_graph(benched, monkeypatch, tmp_path):
+    monkeypatch.setattr(targets, "why_not_there", lambda target: "")
+    (tmp_path / "a" / "onnx").mkdir(parents=True)
+    (tmp_path / "a" / "onnx" / "model.onnx").write_bytes(b"x")
+    (tmp_path / "a" / "rankpress.json").write_text("{}")
+    with pytest.raises(KeyboardInterrupt):
+        bench(tmp_path / "a", targets=["cuda"])
+    assert [(row.name, row.engine) for row in benched["rows"]] == [("a @ cuda", "onnx_cuda")]
+    with pytest.raises(InputError, match="no graph in standard ops alone"):
+        bench(tmp_path / "a", targets=["cuda,tensorrt"])
+
+
 def test_a_target_that_is_not_there_is_left_out_in_words(benched, monkeypatch, capsys):
     monkeypatch.setattr(
         targets, "why_missing", lambda precision: "the package openvino is not installed: pip install x"

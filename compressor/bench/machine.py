@@ -12,9 +12,10 @@ from compressor.cpu import class_of, cpu_model, isa_flags, other_class_note
 from compressor.runtime.folder import MANIFEST
 from compressor.storage import read_json
 
+_GPUS = Path("/proc/driver/nvidia/gpus")
 _PACKAGES = (
-    "onnxruntime", "onnxruntime-gpu", "openvino", "nncf", "numpy", "tokenizers", "torch", "transformers", "ir-measures",
-    "onnx",
+    "onnxruntime", "onnxruntime-gpu", "tensorrt", "openvino", "nncf", "numpy", "tokenizers", "torch", "transformers",
+    "ir-measures", "onnx",
 )  # fmt: skip
 
 
@@ -35,10 +36,21 @@ def describe_machine() -> Machine:
         logical_cpus=os.cpu_count() or 1,
         available_threads=available_threads(),
         cpu_quota=_cpu_quota(),
+        gpus=list(gpu_models()),
         memory_bytes=_memory_bytes(),
         os=f"{platform.system()} {platform.release()}",
         architecture=platform.machine(),
         versions=versions,
+    )
+
+
+def gpu_models() -> tuple[str, ...]:
+    """Return the names of this machine's NVIDIA GPUs, as their driver gives them on Linux."""
+    return tuple(
+        line.partition(":")[2].strip()
+        for path in sorted(_GPUS.glob("*/information"))
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
+        if line.startswith("Model:")
     )
 
 

@@ -26,6 +26,7 @@ class Machine(Record):
     logical_cpus: int = Field(description="CPUs of the host")
     available_threads: int = Field(description="threads that affinity and quota leave to this process")
     cpu_quota: float | None = Field(default=None, description="CPUs that the container may use; null: no limit")
+    gpus: list[str] = Field(default_factory=list, description="NVIDIA GPUs, where their driver names them")
     memory_bytes: int | None = None
     os: str
     architecture: str

@@ -19,7 +19,6 @@ from compressor.export.graph import Dialect
 from compressor.export.manifest import (
     CASCADE_FILES,
     COMPANION_FILE,
-    HALF_FILES,
     MAIN_FILE,
     make_manifest,
 )
@@ -33,7 +32,7 @@ from compressor.ranker.ranker import Ranker
 from compressor.ranker.rounding import in_fp32
 from compressor.ranker.spec import LinearSpec, TableSpec, float_kind
 from compressor.runtime.cascade import OnnxCascade
-from compressor.runtime.folder import MANIFEST, PORTABLE_FILE
+from compressor.runtime.folder import HALF_FILES, MANIFEST, PORTABLE_FILE
 from compressor.storage import whole_folder, write_json
 
 

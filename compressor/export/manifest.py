@@ -17,12 +17,11 @@ from compressor.ranker.builds import build_spec
 from compressor.ranker.cost import linears_of, tables_of
 from compressor.ranker.ranker import Ranker
 from compressor.ranker.spec import RankerSpec
-from compressor.runtime.folder import BUILDS_KEY, CASCADE_KEY, MAIN_FILE_KEY, MANIFEST, PORTABLE_FILE
+from compressor.runtime.folder import BUILDS_KEY, CASCADE_KEY, HALF_FILES, MAIN_FILE_KEY, MANIFEST, PORTABLE_FILE
 from compressor.storage import sha256_file
 
 MAIN_FILE = "onnx/model.onnx"
 COMPANION_FILE = "onnx/model_quantized.onnx"
-HALF_FILES = {"fp16": "onnx/model_fp16.onnx", "bf16": "onnx/model_bf16.onnx"}
 CASCADE_FILES = "onnx/cascade_{place}.onnx"
 CARD = "README.md"
 _ROLES = {

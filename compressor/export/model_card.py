@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from compressor.export.manifest import CARD, COMPANION_FILE, HALF_FILES, PORTABLE_FILE
-from compressor.runtime.folder import BUILDS_KEY, CASCADE_KEY
+from compressor.export.manifest import CARD, COMPANION_FILE
+from compressor.runtime.folder import BUILDS_KEY, CASCADE_KEY, HALF_FILES, PORTABLE_FILE
 from compressor.storage import write_whole
 
 

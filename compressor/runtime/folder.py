@@ -20,6 +20,7 @@ MAIN_FILE_KEY = "main_file"
 CASCADE_KEY = "cascade"
 BUILDS_KEY = "builds"
 PORTABLE_FILE = "onnx/model_portable.onnx"
+HALF_FILES = {"fp16": "onnx/model_fp16.onnx", "bf16": "onnx/model_bf16.onnx"}
 _USUAL_FILES = ("onnx/model.onnx", "model.onnx")
 
 
@@ -126,6 +127,22 @@ def choose_portable_file(folder: Path, file: str | None = None) -> Path:
             )
         return chosen
     return folder / PORTABLE_FILE
+
+
+def choose_gpu_file(folder: Path, file: str | None = None) -> Path:
+    """Return the path of the graph to load on a GPU through ONNX Runtime.
+
+    The ``file`` asked for; in folders of ours the one in half precision, which is there where the ranker is in half
+    precision; else what `main_file` finds.
+
+    Raises:
+        InputError: as `choose_onnx_file`.
+    """
+    if file is None and MAIN_FILE_KEY in _manifest(folder):
+        for name in HALF_FILES.values():
+            if (folder / name).is_file():
+                return folder / name
+    return choose_graph(folder, file, on_cpu=False).path
 
 
 def cascade_of(folder: Path, onnx_path: Path) -> tuple[ExportedCascade, list[Path]] | None:
