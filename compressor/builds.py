@@ -53,6 +53,11 @@ class Build(Record):
         usual: Any = precision
         return {"cpus": _CPUS[usual], "file": _FILES[usual], **value}
 
+    @classmethod
+    def usual(cls, precision: BuildPrecision) -> Self:
+        """Return the build of a precision under its usual name, for its usual CPUs."""
+        return cls.model_validate(precision)
+
     @field_validator("cpus")
     @classmethod
     def _known(cls, value: tuple[CpuClass, ...]) -> tuple[CpuClass, ...]:

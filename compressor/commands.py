@@ -74,7 +74,7 @@ def bench(
     for note in notes:
         say(note)
     data = _checked_input(folders, references, out, checked, present)
-    others = [note for folder in folders if (note := note_of_other_cpu(folder))]
+    others = [said for folder in folders if (said := note_of_other_cpu(folder))]
     for note in others:
         say(f"warning: {note}")
     notes += others

@@ -135,7 +135,7 @@ def check(path: Path, overrides: Sequence[str]) -> tuple[Recipe, list[RankerSpec
         faults += error.faults
     try:
         shapes = check_recipe(recipe, _peek(recipe, path), path)
-        check_builds(shapes[-1], recipe.export.builds)
+        check_builds(shapes[-1], recipe.export.builds, f"{path}: export.builds")
         if recipe.data.test:
             refuse_without_stock(shapes[0])
     except InputError as error:

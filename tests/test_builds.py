@@ -112,13 +112,13 @@ def test_the_shape_of_a_build():
 )
 def test_a_ranker_that_has_no_such_build(precision, linear, message):
     with pytest.raises(InputError, match=f"export.builds: {message}"):
-        check_builds(round_spec(tiny_spec(), linear, None), [Build(precision=precision)])
+        check_builds(round_spec(tiny_spec(), linear, None), [Build.usual(precision)])
 
 
 def test_a_cascade_has_no_builds():
     spec = tiny_spec()
-    check_builds(spec, [Build(precision="int8")])
+    check_builds(spec, [Build.usual("int8")])
     cascade = Cascade(stages=(CascadeStage(behind="embeddings", keep=0.5),))
     with pytest.raises(InputError, match="found a ranker with a cascade"):
-        check_builds(spec.model_copy(update={"cascade": cascade}), [Build(precision="int8")])
+        check_builds(spec.model_copy(update={"cascade": cascade}), [Build.usual("int8")])
     check_builds(spec.model_copy(update={"cascade": cascade}), [])

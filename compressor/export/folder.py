@@ -132,7 +132,7 @@ def build_of(ranker: Ranker, build: Build) -> Ranker:
 def _with_companion(builds: Sequence[Build], companion: bool) -> list[Build]:
     """Return the int8 files to write: the builds, and the companion where none of them has taken its name."""
     taken = {build.file for build in builds}
-    return [*builds, *([Build(precision="int8")] if companion and COMPANION_FILE not in taken else [])]
+    return [*builds, *([Build.usual("int8")] if companion and COMPANION_FILE not in taken else [])]
 
 
 def _write_checked(

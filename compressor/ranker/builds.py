@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from compressor.builds import Build, BuildPrecision
 from compressor.errors import Fault, InputError
 from compressor.ranker.cost import linears_of
 from compressor.ranker.rounding import round_spec, with_precisions
 from compressor.ranker.spec import Int8Dynamic, Int8Rows, Int8Static, RankerSpec, float_kind
+
+_SOURCE = "export.builds"
 
 
 def build_spec(spec: RankerSpec, precision: BuildPrecision) -> RankerSpec:
@@ -35,8 +38,13 @@ def build_spec(spec: RankerSpec, precision: BuildPrecision) -> RankerSpec:
     return with_precisions(spec, wide)
 
 
-def check_builds(spec: RankerSpec, builds: Iterable[Build]) -> None:
+def check_builds(spec: RankerSpec, builds: Iterable[Build], source: str = _SOURCE) -> None:
     """Refuse builds that a ranker of this shape does not have.
+
+    Args:
+        spec: the shape that is exported.
+        builds: what is to stand beside it.
+        source: where they were read.
 
     Raises:
         InputError: names the first.
@@ -44,9 +52,15 @@ def check_builds(spec: RankerSpec, builds: Iterable[Build]) -> None:
     for build in builds:
         if spec.cascade:
             # Its graphs are those of the main file: how a list is ranked would depend on the CPU.
-            raise _refused("a ranker with a cascade", "builds of others", "leave the builds out, or the cascade")
-        build_spec(spec, build.precision)
+            fix = "leave the builds out, or the cascade"
+            raise InputError(
+                Fault(source=source, found="a ranker with a cascade", allowed="builds of rankers without", fix=fix)
+            )
+        try:
+            build_spec(spec, build.precision)
+        except InputError as error:
+            raise InputError(replace(fault, source=source) for fault in error.faults) from None
 
 
 def _refused(found: str, allowed: str, fix: str) -> InputError:
-    return InputError(Fault(source="export.builds", found=found, allowed=allowed, fix=fix))
+    return InputError(Fault(source=_SOURCE, found=found, allowed=allowed, fix=fix))

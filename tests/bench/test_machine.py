@@ -41,6 +41,7 @@ def test_a_folder_whose_figures_are_of_another_cpu_is_noted(manifest, expected, 
     note = machine.note_of_other_cpu(tmp_path)
     assert (note is None) == (expected is None)
     if expected:
+        assert note is not None
         assert note.startswith(f"{tmp_path.name}: the ranker in it was {expected}, this one is avx2: ")
 
 

@@ -16,9 +16,11 @@ from compressor.bench.size import cost_of
 from compressor.builds import Builds
 from compressor.errors import InputError
 from compressor.export import export_folder
+from compressor.export.packing import pack
 from compressor.gate_settings import BenchSettings
 from compressor.ranker.rounding import round_spec
 from compressor.ranker.spec import Int8Dynamic, Int8Rows
+from compressor.runtime.packed import unpack
 from compressor.runtime.ranker import OnnxRanker
 from tests.ranker.cascades import cascading
 
@@ -98,6 +100,14 @@ def test_a_build_may_take_the_name_of_the_companion(tiny_ranker, tmp_path):
     )
     assert largest_weight(report.folder / "onnx/model_quantized.onnx") == 63
     assert len(report.parity) == 2
+
+
+def test_a_pack_of_the_main_file_names_no_builds(exported, tmp_path):
+    pack(exported.folder, tmp_path / "ranker.pack", main_only=True)
+    unpack(tmp_path / "ranker.pack", tmp_path / "model")
+    assert json.loads((tmp_path / "model" / "rankpress.json").read_text())["builds"] == []
+    found = OnnxRanker.load(tmp_path / "model", threads=1)
+    assert (found.onnx_path.name, found.reason) == ("model.onnx", "the main file")
 
 
 def test_what_has_no_build_is_refused_before_anything_is_written(tiny_ranker, tmp_path):
