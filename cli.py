@@ -74,7 +74,8 @@ def bench(
     measures: Annotated[str, typer.Option(help="Names of ir-measures, comma-separated.")] = "nDCG@10,RR@10",
     queries: Annotated[int, typer.Option(min=1, help="Queries that are timed.")] = 20,
     target: Annotated[
-        list[str] | None, typer.Option(help="onnxruntime, openvino or openvino_bf16, comma-separated. Repeatable.")
+        list[str] | None,
+        typer.Option(help="onnxruntime, cuda, tensorrt, openvino or openvino_bf16, comma-separated. Repeatable."),
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="How often every folder ranks every timed query.")] = 5,
     teacher: Annotated[

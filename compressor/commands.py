@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from compressor.baselines import baseline_rows
 from compressor.bench.gate import EXIT_CODES, gate_report
 from compressor.bench.gate_flags import gate_settings_from_flags
+from compressor.bench.machine import note_of_other_cpu
 from compressor.bench.quality import parse_measures
 from compressor.bench.report import read_report, write_report
 from compressor.bench.rows import RowSpec
@@ -19,13 +20,14 @@ from compressor.bench.run import run_bench
 from compressor.bench.targets import present_targets, rows_on_targets
 from compressor.bench.terminal import print_report, print_verdict
 from compressor.console import say
+from compressor.cpu import other_class_note
 from compressor.data import RankingData, load_data
 from compressor.data_reference import DataReference
 from compressor.errors import Fault, InputError, suggest
 from compressor.gate_settings import STOCK_ONNX, BenchSettings, Target
 from compressor.prepare import check
 from compressor.recipe_faults import flag_faults
-from compressor.runtime.folder import choose_onnx_file, choose_portable_file
+from compressor.runtime.folder import choose_gpu_file, choose_onnx_file, choose_portable_file
 from compressor.runtime.packed import Values
 from compressor.runtime.threads import available_threads
 from compressor.storage import check_folder_to_write
@@ -72,6 +74,10 @@ def bench(
     for note in notes:
         say(note)
     data = _checked_input(folders, references, out, checked, present)
+    others = [said for folder in folders if (said := note_of_other_cpu(folder))]
+    for note in others:
+        say(f"warning: {note}")
+    notes += others
     rows = [RowSpec(name=name, folder=folder) for name, folder in zip(_names(folders), folders, strict=True)]
     if teacher:
         rows = [*_baselines(teacher, out), *rows]
@@ -90,7 +96,10 @@ def gate(path: Path, *, row: str | None, **limits: Any) -> int:
         InputError: the report or a limit is at fault.
     """
     settings = gate_settings_from_flags(**limits)
-    verdict = gate_report(read_report(path), settings, rows=[row] if row else None)
+    report = read_report(path)
+    if note := other_class_note(f"{path} was measured", report.machine.cpu_class):
+        say(f"warning: {note}")
+    verdict = gate_report(report, settings, rows=[row] if row else None)
     print_verdict(verdict)
     return EXIT_CODES[verdict.verdict]
 
@@ -139,7 +148,9 @@ def _checked_input(
     data: list[RankingData] = []
     checks: list[Callable[[], object]] = [
         *(
-            partial(choose_onnx_file if target == "onnxruntime" else choose_portable_file, folder)
+            partial(
+                {"onnxruntime": choose_onnx_file, "cuda": choose_gpu_file}.get(target, choose_portable_file), folder
+            )
             for folder in folders
             for target in targets
         ),

@@ -78,6 +78,7 @@ def _run(prepared: Prepared) -> int:
         calibration_pairs=_parity_pairs(prepared),
         int8_companion=recipe.export.int8_companion,
         portable=recipe.export.portable,
+        builds=recipe.export.builds,
     )
     for one in exported.parity:
         say(f"  {one.summary}")

@@ -16,7 +16,8 @@ STOCK_ONNX, TORCH = "stock_onnx_fp32", "torch_fp32_padded"
 BASELINES = (STOCK_ONNX, TORCH)  # the rows that every `compress` adds
 
 Agreement = Literal["kendall_tau", "overlap@10"]
-Target = Literal["onnxruntime", "openvino", "openvino_bf16"]
+Target = Literal["onnxruntime", "cuda", "tensorrt", "openvino", "openvino_bf16"]
+STANDARD_OPS: tuple[Target, ...] = ("tensorrt", "openvino", "openvino_bf16")  # those without ONNX Runtime's own ops
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -73,8 +74,9 @@ class BenchSettings(Record):
         threads: thread counts at which latency is measured, each on its own.
         candidates: documents per query, for quality and for latency.
         measures: names of ir-measures.
-        targets: the runtimes that rankers run in, each a row: ``onnxruntime``, ``openvino`` (computing in fp32) and
-            ``openvino_bf16``. One that is not there is left out, and the report says so.
+        targets: the runtimes that rankers run in, each a row: ``onnxruntime`` on the CPU; on NVIDIA GPUs its providers
+            ``cuda`` and ``tensorrt``; ``openvino`` (computing in fp32) and ``openvino_bf16``. One that is not there is
+            left out, and the report says so.
         n_queries: queries that are timed, spread over all data sets.
         rounds: how often every row ranks every timed query; rows take turns within a round.
         warmup_queries: queries that each row ranks first, unmeasured.

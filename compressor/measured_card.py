@@ -48,9 +48,12 @@ def conditions(report: Report) -> str:
     """Return what a report was measured on, and what its figures mean, in a few sentences."""
     machine, load = report.machine, report.workload
     candidates = " and ".join(f"{name} ({data.n_queries} queries)" for name, data in report.data.items())
-    runtimes = f"ONNX Runtime {machine.versions['onnxruntime']}"
-    if any(row.engine.startswith("openvino") for row in report.rows):
-        runtimes += f", OpenVINO {machine.versions['openvino']}"
+    versions, engines = machine.versions, {row.engine for row in report.rows}
+    runtimes = f"ONNX Runtime {versions.get('onnxruntime') or versions.get('onnxruntime-gpu')}"
+    if engines & {"onnx_cuda", "onnx_tensorrt"}:
+        runtimes += f" (GPU: {', '.join(machine.gpus) or 'not named by the system'})"
+    if any(engine.startswith("openvino") for engine in engines):
+        runtimes += f", OpenVINO {versions['openvino']}"
     return (
         f"{machine.cpu}, {machine.available_threads} threads at hand, {runtimes}; "
         f"{candidates}, {report.settings.candidates} candidates per query; times are per query, tokenization included, "

@@ -19,6 +19,7 @@ from compressor.passes import Pass
 from compressor.passes.contract import DATA_NEEDS, Need
 from compressor.pipeline import Stage, check_recipe, make_plan, make_stages
 from compressor.plan import Plan
+from compressor.ranker.builds import check_builds
 from compressor.ranker.spec import RankerSpec
 from compressor.recipe import Recipe, load_recipe
 from compressor.registry import registered
@@ -134,6 +135,7 @@ def check(path: Path, overrides: Sequence[str]) -> tuple[Recipe, list[RankerSpec
         faults += error.faults
     try:
         shapes = check_recipe(recipe, _peek(recipe, path), path)
+        check_builds(shapes[-1], recipe.export.builds, f"{path}: export.builds")
         if recipe.data.test:
             refuse_without_stock(shapes[0])
     except InputError as error:

@@ -9,9 +9,10 @@ from typing import Any
 import yaml
 from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
+from compressor.builds import Builds
 from compressor.data_reference import DataReference
 from compressor.errors import Fault, InputError, suggest
-from compressor.gate_settings import BASELINES, BenchSettings, GateSettings
+from compressor.gate_settings import BASELINES, STANDARD_OPS, BenchSettings, GateSettings
 from compressor.recipe_faults import Path_, dotted, faults_of, shown, unknown_key
 from compressor.records import Record
 from compressor.storage import unreadable
@@ -45,11 +46,13 @@ class DataSection(Record):
         return value
 
 
-class ExportSettings(Record):
+class ExportSettings(Builds):
     """What the exported folder holds beside ``onnx/model.onnx``.
 
     ``int8_companion``: a dynamic-int8 ``onnx/model_quantized.onnx`` beside an fp32 main file (transformers.js and
     infinity look for that name). ``portable``: the same graph in standard ops alone (OpenVINO, TensorRT).
+    ``builds``: files that rankpress loads in the main file's place on the CPUs that each is for: ``[int8,
+    int8_reduced_range]``, or ``{precision, cpus, file}`` each.
     """
 
     int8_companion: bool = True
@@ -134,7 +137,7 @@ def _contradictions(recipe: Recipe, source: str | Path) -> Iterator[Fault]:
         names = [shown_as(reference) for reference in getattr(recipe.data, place)]
         for name in sorted({name for name in names if names.count(name) > 1}):
             yield Fault(source=source, where=f"data.{place}", found=f"{name} twice", fix="take one away")
-    if recipe.bench.targets != ("onnxruntime",) and not recipe.export.portable:
+    if set(recipe.bench.targets) & set(STANDARD_OPS) and not recipe.export.portable:
         fix = "add export: {portable: true}"
         found = "a runtime without ONNX Runtime's own ops, and no export in standard ops alone"
         yield Fault(source=source, where="bench.targets", found=found, fix=fix)

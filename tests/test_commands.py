@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
-from compressor import commands
+from compressor import commands, cpu
 from compressor.bench import targets
+from compressor.bench.report import write_report
 from compressor.errors import Fault, InputError
+from tests.bench.made_report import made_report, made_row
 
 
 @pytest.fixture
@@ -79,6 +81,18 @@ def test_every_target_is_a_row(benched, monkeypatch):
     assert (benched["teacher"], benched["notes"]) == ("a", [])
 
 
+def test_a_gpu_is_a_target_without_a_portable_graph(benched, monkeypatch, tmp_path):
+    monkeypatch.setattr(targets, "why_not_there", lambda target: "")
+    (tmp_path / "a" / "onnx").mkdir(parents=True)
+    (tmp_path / "a" / "onnx" / "model.onnx").write_bytes(b"x")
+    (tmp_path / "a" / "rankpress.json").write_text("{}")
+    with pytest.raises(KeyboardInterrupt):
+        bench(tmp_path / "a", targets=["cuda"])
+    assert [(row.name, row.engine) for row in benched["rows"]] == [("a @ cuda", "onnx_cuda")]
+    with pytest.raises(InputError, match="no graph in standard ops alone"):
+        bench(tmp_path / "a", targets=["cuda,tensorrt"])
+
+
 def test_a_target_that_is_not_there_is_left_out_in_words(benched, monkeypatch, capsys):
     monkeypatch.setattr(
         targets, "why_missing", lambda precision: "the package openvino is not installed: pip install x"
@@ -103,6 +117,30 @@ def test_a_folder_without_a_portable_graph_is_refused_before_anything_is_measure
     with pytest.raises(InputError, match=r"no graph in standard ops alone; allowed: onnx/model_portable\.onnx"):
         bench(tmp_path / "a", targets=["openvino"])
     assert not benched
+
+
+def test_a_folder_measured_on_another_class_of_cpus_is_noted(benched, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(cpu, "isa_flags", lambda: ("avx2",))
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "rankpress.json").write_text('{"report": {"machine": {"isa": ["avx2", "avx_vnni"]}}}')
+    with pytest.raises(KeyboardInterrupt):
+        bench(tmp_path / "a")
+    (note,) = benched["notes"]
+    assert note.startswith("a: the ranker in it was measured on a CPU of the class avx_vnni, this one is avx2:")
+    assert f"warning: {note}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("isa", [["avx2"], ["avx512f", "avx512bw", "avx512vl"]])
+def test_a_gate_on_a_report_of_another_class_of_cpus_warns_and_judges_all_the_same(isa, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(cpu, "isa_flags", lambda: ("avx2",))
+    values = [0.5] * 20
+    report = made_report(
+        made_row("stock_onnx_fp32", values, values, kind="baseline"), made_row("model", values, values, speed=4)
+    )
+    write_report(report.changed(machine=report.machine.changed(isa=isa)), tmp_path)
+    assert commands.gate(tmp_path, row=None, min_speedup=["stock_onnx_fp32=3"]) == 0
+    warned = "was measured on a CPU of the class avx512, this one is avx2" in capsys.readouterr().err
+    assert warned == (isa != ["avx2"])
 
 
 def test_all_faulty_flags_of_bench_are_named(benched):

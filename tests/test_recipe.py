@@ -146,7 +146,9 @@ FAULTY = [
     ("teacher: \0", ["r.yaml: found broken YAML: unacceptable character #x0000: special characters are not allowed in "
       '"<unicode string>", position 9']),
     ("teacher: " + "[" * 5000, ["r.yaml: found broken YAML: brackets nested too deep"]),
-    ("teacher: packaged\nexport: {int8: true}", ["r.yaml: export.int8: found the unknown key 'int8'; allowed: "
+    ("teacher: packaged\nexport: {builds: [int8, int9]}", ["r.yaml: export.builds.1: "
+      "found 'int9'; 'int9' is no precision of a build: int8, int8_reduced_range"]),
+    ("teacher: packaged\nexport: {int8: true}", ["r.yaml: export.int8: found the unknown key 'int8'; allowed: builds, "
       "int8_companion, portable; did you mean 'int8_companion'?"]),
 ]  # fmt: skip
 

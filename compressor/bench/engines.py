@@ -15,6 +15,7 @@ import numpy as np
 from compressor.errors import Fault, InputError, RunError
 
 if TYPE_CHECKING:
+    from compressor.bench.gpu_providers import GpuTarget
     from compressor.runtime.ranker import EncodedSides, OnnxRanker
     from compressor.runtime.tokenizer import Encoded
 
@@ -63,6 +64,10 @@ def open_engine(request: dict[str, Any]) -> Engine:
             return OpenVinoEngine(folder, request["file"], threads)
         case "openvino_bf16":
             return OpenVinoEngine(folder, request["file"], threads, precision="bf16")
+        case "onnx_cuda":
+            return GpuEngine(folder, request["file"], threads, target="cuda")
+        case "onnx_tensorrt":
+            return GpuEngine(folder, request["file"], threads, target="tensorrt")
         case _:
             return TorchPadded(folder, threads, int(request["padded_batch_pairs"]))
 
@@ -126,6 +131,18 @@ class OpenVinoEngine(OnnxEngine):
         from compressor.bench.openvino_session import load_ranker
 
         return load_ranker(self.folder, self.file, self.threads, self.precision)
+
+
+@dataclass
+class GpuEngine(OnnxEngine):
+    """A folder in one of ONNX Runtime's providers for GPUs, with the batches of `OnnxEngine`."""
+
+    target: GpuTarget = "cuda"
+
+    def _load(self) -> OnnxRanker:
+        from compressor.bench.gpu_providers import load_ranker
+
+        return load_ranker(self.folder, self.file, self.threads, self.target)
 
 
 def _lengths(encoded: Encoded | EncodedSides) -> list[int]:

@@ -8,15 +8,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from compressor.bench.schema import Machine
+from compressor.cpu import class_of, cpu_model, isa_flags, other_class_note
+from compressor.runtime.folder import MANIFEST
+from compressor.storage import read_json
 
-# Flags that decide which kernels run; the rest of /proc/cpuinfo says nothing about a ranker.
-_ISA_FLAGS = (
-    "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16", "avx512_fp16",
-    "amx_tile", "amx_int8", "amx_bf16", "asimd", "asimddp", "asimdhp", "i8mm", "bf16", "sve", "sve2",
-)  # fmt: skip
+_GPUS = Path("/proc/driver/nvidia/gpus")
 _PACKAGES = (
-    "onnxruntime", "onnxruntime-gpu", "openvino", "nncf", "numpy", "tokenizers", "torch", "transformers", "ir-measures",
-    "onnx",
+    "onnxruntime", "onnxruntime-gpu", "tensorrt", "openvino", "nncf", "numpy", "tokenizers", "torch", "transformers",
+    "ir-measures", "onnx",
 )  # fmt: skip
 
 
@@ -37,11 +36,41 @@ def describe_machine() -> Machine:
         logical_cpus=os.cpu_count() or 1,
         available_threads=available_threads(),
         cpu_quota=_cpu_quota(),
+        gpus=list(gpu_models()),
         memory_bytes=_memory_bytes(),
         os=f"{platform.system()} {platform.release()}",
         architecture=platform.machine(),
         versions=versions,
     )
+
+
+def gpu_models() -> tuple[str, ...]:
+    """Return the names of this machine's NVIDIA GPUs, as their driver gives them on Linux."""
+    return tuple(
+        line.partition(":")[2].strip()
+        for path in sorted(_GPUS.glob("*/information"))
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
+        if line.startswith("Model:")
+    )
+
+
+def note_of_other_cpu(folder: Path) -> str | None:
+    """Say that a folder's own figures, in its card and manifest, come from another class of CPU than this one.
+
+    None where they do not, or the folder tells nothing: those of other tools, and those whose CPU nobody knows.
+    """
+    path = folder / MANIFEST
+    manifest = read_json(path) if path.is_file() else None
+    for done, keys in (
+        ("was measured", ("report", "machine", "isa")),
+        ("was compared with torch", ("exported_on", "cpu_flags")),
+    ):
+        flags = manifest
+        for key in keys:
+            flags = flags.get(key) if isinstance(flags, dict) else None
+        if isinstance(flags, list):
+            return other_class_note(f"{folder.resolve().name}: the ranker in it {done}", class_of(map(str, flags)))
+    return None
 
 
 def cpu_seconds() -> tuple[float, float] | None:
@@ -53,32 +82,6 @@ def cpu_seconds() -> tuple[float, float] | None:
     times = psutil.cpu_times()
     total = float(sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0))
     return total - float(times.idle) - float(getattr(times, "iowait", 0.0)), total
-
-
-def cpu_model() -> str:
-    """Return the CPU's name as the system gives it."""
-    for key in ("model name", "Hardware", "cpu model"):
-        if found := _cpuinfo(key):
-            return found
-    return platform.processor() or platform.machine()
-
-
-def isa_flags() -> tuple[str, ...]:
-    """Return the instruction-set extensions that matter to matrix products; empty where the system hides them."""
-    flags = set((_cpuinfo("flags") or _cpuinfo("Features")).split())
-    return tuple(flag for flag in _ISA_FLAGS if flag in flags)
-
-
-def _cpuinfo(key: str) -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-    for line in text.splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() == key:
-            return value.strip()
-    return ""
 
 
 def _cpu_quota() -> float | None:

@@ -150,7 +150,8 @@ def machine_list(report: Report) -> str:
     terms = [
         ("CPU", f"{machine.cpu} ({machine.architecture}), {machine.available_threads} of {machine.logical_cpus} CPUs "
                 f"usable{quota}{memory}"),
-        ("Instruction sets", ", ".join(machine.isa) or "not told by the system"),
+        ("Instruction sets", f"{', '.join(machine.isa) or 'not told by the system'}; CPU class {machine.cpu_class}"),
+        *([("GPUs", ", ".join(machine.gpus))] if machine.gpus else []),
         ("System", machine.os),
         ("Other work", ABSENT if busy is None else f"{100 * busy:.0f} % of the CPU time between turns"),
         ("Versions", ", ".join(f"{name} {version}" for name, version in machine.versions.items())),

@@ -11,20 +11,30 @@ from typing import Literal
 from pydantic import Field
 
 from compressor import __version__
-from compressor.bench.machine import cpu_model, isa_flags
+from compressor.bench.machine import gpu_models
+from compressor.cpu import cpu_model, isa_flags
 from compressor.errors import Fault, InputError, suggest
 from compressor.records import Record
-from compressor.runtime.folder import cascade_of, choose_onnx_file, choose_portable_file
+from compressor.runtime.folder import (
+    cascade_of,
+    choose_gpu_file,
+    choose_graph,
+    choose_onnx_file,
+    choose_portable_file,
+)
 from compressor.storage import sha256_file, sha256_json
 
-Engine = Literal["onnx", "openvino", "openvino_bf16", "torch_fp32_padded"]
+Engine = Literal["onnx", "onnx_cuda", "onnx_tensorrt", "openvino", "openvino_bf16", "torch_fp32_padded"]
 
 _TEXT_FILES = {".json", ".txt", ".model"}
 _CHECKPOINT_FILES = {".safetensors", ".bin"}
 
 _OWN_RECORDS = {"rankpress.json", "report.json", "spec.json"}
+_ON_GPUS: tuple[Engine, ...] = ("onnx_cuda", "onnx_tensorrt")
 _ENGINE_PACKAGES: dict[Engine, tuple[str, ...]] = {
     "onnx": ("onnxruntime", "tokenizers"),
+    "onnx_cuda": ("onnxruntime", "tokenizers"),
+    "onnx_tensorrt": ("onnxruntime", "tensorrt", "tokenizers"),
     "openvino": ("openvino", "tokenizers"),
     "openvino_bf16": ("openvino", "tokenizers"),
     "torch_fp32_padded": ("torch", "transformers", "tokenizers"),
@@ -40,6 +50,7 @@ class RowSpec(Record):
         file: the ONNX file inside the folder, where the folder's main file is not meant. OpenVINO takes the portable
             one by default, and knows files of its own besides (``openvino/openvino_model.xml``).
         engine: ``onnx``: ONNX Runtime, pairs sorted by length under a token budget, batches trimmed;
+            ``onnx_cuda``, ``onnx_tensorrt``: the same in its providers for GPUs, TensorRT on the portable graph;
             ``openvino``, ``openvino_bf16``: OpenVINO with the same batches, computing in fp32, or in bf16;
             ``torch_fp32_padded``: the stock transformers model in fp32, batches of pairs in the order in which they
             come, padded to the longest of the batch, as most users run it.
@@ -66,8 +77,19 @@ class RowSpec(Record):
         Raises:
             InputError: the folder holds none that could be meant.
         """
-        choose = choose_onnx_file if self.engine == "onnx" else choose_portable_file
+        choose = {"onnx": choose_onnx_file, "onnx_cuda": choose_gpu_file}.get(self.engine, choose_portable_file)
         return choose(self.folder, self.file)
+
+
+def build_note(row: RowSpec) -> str | None:
+    """Say which of a folder's builds this CPU takes; None where every CPU gets the same graph."""
+    if row.engine != "onnx":
+        return None
+    chosen = choose_graph(row.folder, row.file)
+    if not chosen.by_cpu:
+        return None
+    file = chosen.path.relative_to(row.folder).as_posix()
+    return f"{row.name} ran {file}, {chosen.reason}. Other CPUs take other files of this folder, not measured here."
 
 
 def external_data(graph: Path) -> list[Path]:
@@ -111,7 +133,7 @@ def row_fingerprint(row: RowSpec) -> str:
     """
     content = {path.relative_to(row.folder).as_posix(): sha256_file(path) for path in _content(row)}
     runtime = {package: _version(package) for package in _ENGINE_PACKAGES[row.engine]}
-    machine = [platform.machine(), cpu_model(), isa_flags()]
+    machine = [platform.machine(), cpu_model(), isa_flags(), *(gpu_models() if row.engine in _ON_GPUS else ())]
     staged = cascade_of(row.folder, row.graph_path) if row.is_graph else None
     cascade = [staged[0].model_dump(mode="json")] if staged else []
     return sha256_json([__version__, row.engine, content, runtime, machine, *cascade])
@@ -128,7 +150,9 @@ def _content(row: RowSpec) -> list[Path]:
 
 
 def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
+    for name in (package, f"{package}-gpu"):  # ONNX Runtime for GPUs is a package of its own
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return ""

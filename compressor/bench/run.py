@@ -17,7 +17,7 @@ from compressor.bench.figures import shown_mb
 from compressor.bench.latency import Timing, latency_figures, measure_latency
 from compressor.bench.machine import describe_machine
 from compressor.bench.quality import Quality, Scores, evaluate, parse_measures
-from compressor.bench.rows import RowSpec, check_rows, row_fingerprint
+from compressor.bench.rows import RowSpec, build_note, check_rows, row_fingerprint
 from compressor.bench.schema import Agreed, DataSummary, HistoryEntry, Measured, Report, Row, Workload
 from compressor.bench.scoring import score_data
 from compressor.bench.significance import resample_mean
@@ -77,6 +77,7 @@ def run_bench(
     report_rows = [
         _row(row, rows, data, scores, qualities, timings, workload, teacher, differences, threads) for row in rows
     ]
+    notes += [note for row in rows if (note := build_note(row))]
     notes += [
         f"{row.name} has sparse matrices, which are multiplied like dense ones: zeros make nothing faster. Packed, its "
         f"file of {shown_mb(row.size_bytes)} MB takes {shown_mb(row.packed_bytes)} MB."

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator
 
+from compressor.cpu import CpuClass, class_of
 from compressor.gate_settings import BenchSettings, GateSettings
 from compressor.records import Record
 
@@ -25,10 +26,16 @@ class Machine(Record):
     logical_cpus: int = Field(description="CPUs of the host")
     available_threads: int = Field(description="threads that affinity and quota leave to this process")
     cpu_quota: float | None = Field(default=None, description="CPUs that the container may use; null: no limit")
+    gpus: list[str] = Field(default_factory=list, description="NVIDIA GPUs, where their driver names them")
     memory_bytes: int | None = None
     os: str
     architecture: str
     versions: dict[str, str]
+
+    @property
+    def cpu_class(self) -> CpuClass:
+        """The class of CPUs that compute int8 products as this one does."""
+        return class_of(self.isa)
 
 
 class DataSummary(Record):

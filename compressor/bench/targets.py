@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from compressor.bench.gpu_providers import why_not_there
 from compressor.bench.openvino_session import Precision, why_missing
 from compressor.bench.rows import Engine, RowSpec
 from compressor.errors import Fault, InputError
 from compressor.gate_settings import Target
 
 ENGINES: dict[Target, Engine] = {
-    "onnxruntime": "onnx", "openvino": "openvino", "openvino_bf16": "openvino_bf16",
+    "onnxruntime": "onnx", "cuda": "onnx_cuda", "tensorrt": "onnx_tensorrt", "openvino": "openvino",
+    "openvino_bf16": "openvino_bf16",
 }  # fmt: skip
 _PRECISIONS: dict[Target, Precision] = {"openvino": "f32", "openvino_bf16": "bf16"}
 
@@ -21,12 +23,18 @@ def present_targets(targets: Sequence[Target]) -> tuple[list[Target], list[str]]
     Raises:
         InputError: it has none of them.
     """
-    causes = {target: why_missing(_PRECISIONS[target]) if target in _PRECISIONS else "" for target in targets}
+    causes = {target: _why_missing(target) for target in targets}
     missing = {target: cause for target, cause in causes.items() if cause}
     if len(missing) == len(targets):
         raise InputError(Fault(source=target, found="no such target", fix=cause) for target, cause in missing.items())
     notes = [f"{target} was left out: {cause}." for target, cause in missing.items()]
     return [target for target in targets if target not in missing], notes
+
+
+def _why_missing(target: Target) -> str:
+    if target in _PRECISIONS:
+        return why_missing(_PRECISIONS[target])
+    return why_not_there(target) if target in ("cuda", "tensorrt") else ""
 
 
 def rows_on_targets(rows: Sequence[RowSpec], targets: Sequence[Target]) -> list[RowSpec]:
@@ -35,6 +43,7 @@ def rows_on_targets(rows: Sequence[RowSpec], targets: Sequence[Target]) -> list[
     ``model`` is the row in ONNX Runtime, ``model @ openvino`` the one in OpenVINO. Baselines that are graphs are run in
     every target too, so that no speed-up is one of runtimes alone; they stay in ONNX Runtime all the same. A row in
     fp32 beside one in ONNX Runtime is the same model: its quality is taken over once its scores agree, as they should.
+    Rows on GPUs are scored on their own: there fp32 may be computed in fewer bits (TF32), or another file runs.
     """
     found = []
     for row in rows:

@@ -32,7 +32,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
     """Print quality, speed and size of every row, notes, and the gate's checks."""
     console = console or Console()
     machine = report.machine
-    runtime = machine.versions.get("onnxruntime", ABSENT)
+    runtime = machine.versions.get("onnxruntime") or machine.versions.get("onnxruntime-gpu", ABSENT)
     console.print(f"\n[bold]{escape(report.title)}[/bold]", highlight=False)
     console.print(
         f"{escape(machine.cpu)}, {machine.available_threads} of {machine.logical_cpus} CPUs, onnxruntime {runtime}",

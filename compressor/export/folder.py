@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from compressor.builds import Build
 from compressor.cascade_stages import ExportedCascade
 from compressor.export.cascade import check_cascade, write_cascade
 from compressor.export.configs import tokenizer_files, write_config
@@ -18,20 +19,20 @@ from compressor.export.graph import Dialect
 from compressor.export.manifest import (
     CASCADE_FILES,
     COMPANION_FILE,
-    HALF_FILES,
     MAIN_FILE,
     make_manifest,
 )
 from compressor.export.model_card import write_model_card
 from compressor.export.parity import Parity, check_parity, parity_batches, torch_results
 from compressor.families import can_be_stock, stock_checkpoint
+from compressor.ranker.builds import build_spec, check_builds
 from compressor.ranker.cost import linears_of, tables_of
 from compressor.ranker.quantizers import to_float_kind
 from compressor.ranker.ranker import Ranker
-from compressor.ranker.rounding import in_fp32, round_spec
-from compressor.ranker.spec import Int8Dynamic, Int8Rows, LinearSpec, TableSpec, float_kind
+from compressor.ranker.rounding import in_fp32
+from compressor.ranker.spec import LinearSpec, TableSpec, float_kind
 from compressor.runtime.cascade import OnnxCascade
-from compressor.runtime.folder import MANIFEST, PORTABLE_FILE
+from compressor.runtime.folder import HALF_FILES, MANIFEST, PORTABLE_FILE
 from compressor.storage import whole_folder, write_json
 
 
@@ -60,6 +61,7 @@ def export_folder(
     calibration_pairs: Sequence[tuple[str, str]] = (),
     int8_companion: bool = True,
     portable: bool = False,
+    builds: Sequence[Build] = (),
 ) -> ExportReport:
     """Write the universal folder; it appears whole, or not at all.
 
@@ -73,13 +75,16 @@ def export_folder(
         calibration_pairs: (query, document) texts on which ONNX and torch are compared, beside made-up rows.
         int8_companion: add ``onnx/model_quantized.onnx`` where the main file is fp32.
         portable: add ``onnx/model_portable.onnx``, the same ranker in standard ops.
+        builds: files to add that the runtime takes in the main file's place on the CPUs that each is for; one may take
+            the companion's name.
 
     Raises:
         RunError: an ONNX file does not score as the ranker does; nothing is written.
-        InputError: the tokenizer's files do not fit the spec.
+        InputError: the tokenizer's files do not fit the spec, or the ranker has no such build.
     """
     start = time.monotonic()
     ranker = ranker.as_served()
+    check_builds(ranker.spec, builds)
     batches = parity_batches(ranker, calibration_pairs)
     with whole_folder(folder) as partial:
         (partial / "onnx").mkdir()
@@ -89,9 +94,9 @@ def export_folder(
         entries = [asdict(agreement)]
         if main is not ranker:
             entries += _write_half(ranker, partial, batches, scores, records)
-        if int8_companion and is_float(ranker):
-            rounded = int8_version(ranker)
-            agreement, rounded_scores = _write_checked(rounded, partial / COMPANION_FILE, "ort", batches)
+        for build in _with_companion(builds, int8_companion and is_float(ranker)):
+            rounded = build_of(ranker, build)
+            agreement, rounded_scores = _write_checked(rounded, partial / build.file, "ort", batches)
             records.append(agreement)
             entries.append({**asdict(agreement), "against_main_file": _agreement(scores, rounded_scores)})
         if portable:
@@ -102,7 +107,7 @@ def export_folder(
         records += agreements
         entries += map(asdict, agreements)
         _write_small_files(ranker, main, partial)
-        whole = make_manifest(ranker, partial, entries, {"kind": _kind(ranker), **manifest}, cascade)
+        whole = make_manifest(ranker, partial, entries, {"kind": _kind(ranker), **manifest}, cascade, builds)
         write_json(partial / MANIFEST, whole)
         write_model_card(partial, whole, None)
     return ExportReport(
@@ -115,9 +120,19 @@ def is_float(ranker: Ranker) -> bool:
     return all(linear.precision.kind == "fp32" for _, linear in linears_of(ranker.spec))
 
 
-def int8_version(ranker: Ranker) -> Ranker:
-    """Return the ranker in dynamic int8, tables included, head and exits in fp32."""
-    return ranker.changed(spec=round_spec(ranker.spec, Int8Dynamic(), Int8Rows()))
+def build_of(ranker: Ranker, build: Build) -> Ranker:
+    """Return the ranker that a build of it is.
+
+    Raises:
+        InputError: it has no such build.
+    """
+    return ranker.changed(spec=build_spec(ranker.spec, build.precision))
+
+
+def _with_companion(builds: Sequence[Build], companion: bool) -> list[Build]:
+    """Return the int8 files to write: the builds, and the companion where none of them has taken its name."""
+    taken = {build.file for build in builds}
+    return [*builds, *([Build.usual("int8")] if companion and COMPANION_FILE not in taken else [])]
 
 
 def _write_checked(

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import platform
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from compressor import __version__
+from compressor.builds import Build
 from compressor.cascade_stages import ExportedCascade
+from compressor.cpu import class_of, cpu_model, isa_flags
+from compressor.ranker.builds import build_spec
 from compressor.ranker.cost import linears_of, tables_of
 from compressor.ranker.ranker import Ranker
 from compressor.ranker.spec import RankerSpec
-from compressor.runtime.folder import CASCADE_KEY, MAIN_FILE_KEY, MANIFEST, PORTABLE_FILE
+from compressor.runtime.folder import BUILDS_KEY, CASCADE_KEY, HALF_FILES, MAIN_FILE_KEY, MANIFEST, PORTABLE_FILE
 from compressor.storage import sha256_file
 
 MAIN_FILE = "onnx/model.onnx"
 COMPANION_FILE = "onnx/model_quantized.onnx"
-HALF_FILES = {"fp16": "onnx/model_fp16.onnx", "bf16": "onnx/model_bf16.onnx"}
 CASCADE_FILES = "onnx/cascade_{place}.onnx"
 CARD = "README.md"
 _ROLES = {
@@ -34,11 +36,6 @@ _ROLES = {
 # MatMulNBits took 4 bits alone at first; other CPUs than x86 got 8 bits later still.
 _RUNTIMES = {"int8_blocks": "1.22 or later on x86 CPUs: MatMulNBits with 8 bits"}
 _PACKAGES = ("torch", "transformers", "onnx", "onnxruntime", "tokenizers", "numpy")
-# What decides how fast, and on old CPUs how exactly, int8 runs.
-_FLAGS = frozenset((
-    "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx_vnni", "avx512_bf16",
-    "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16", "asimd", "asimddp", "i8mm", "sve",
-))  # fmt: skip
 
 
 def make_manifest(
@@ -47,6 +44,7 @@ def make_manifest(
     parity: list[dict[str, Any]],
     more: Mapping[str, Any],
     cascade: ExportedCascade | None = None,
+    builds: Sequence[Build] = (),
 ) -> dict[str, Any]:
     """Return the manifest of a folder whose files are all written, the card apart.
 
@@ -56,14 +54,16 @@ def make_manifest(
         parity: agreement of each ONNX file with torch.
         more: the caller's entries (recipe, teacher, data); a key of ours is refused.
         cascade: what ranks lists, if there is such a thing.
+        builds: what runs in the main file's place on the CPUs that each is for.
     """
+    roles = {**_ROLES, **{build.file: _role(ranker, build) for build in builds}}
     manifest: dict[str, Any] = {
         "schema": 1,
         "rankpress": __version__,
         MAIN_FILE_KEY: MAIN_FILE,
         "fingerprint": ranker.fingerprint,
         "files": {
-            path.relative_to(folder).as_posix(): _entry(folder, path)
+            path.relative_to(folder).as_posix(): _entry(folder, path, roles)
             for path in sorted(folder.rglob("*"))
             if path.is_file() and path.name not in (CARD, MANIFEST)
         },
@@ -75,6 +75,8 @@ def make_manifest(
     }
     if cascade:
         manifest[CASCADE_KEY] = cascade.model_dump(mode="json")
+    if builds:
+        manifest[BUILDS_KEY] = [build.model_dump(mode="json") for build in builds]
     clash = manifest.keys() & more.keys()
     if clash:
         raise ValueError(f"the manifest writes these keys itself: {', '.join(sorted(clash))}")
@@ -94,22 +96,22 @@ def _precision(spec: RankerSpec) -> dict[str, Any]:
 
 
 def cpu() -> dict[str, Any]:
-    """Return this machine's CPU model, and those of its instruction sets that matter to a ranker."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.is_file() else []
-    values = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    flags = values.get("flags", values.get("Features", "")).split()
-    return {
-        "machine": platform.machine(),
-        "cpu": values.get("model name", platform.processor()),
-        "cpu_flags": sorted(_FLAGS.intersection(flags)),
-    }
+    """Return this machine's CPU model, those of its instruction sets that matter to a ranker, and their class."""
+    flags = isa_flags()
+    return {"machine": platform.machine(), "cpu": cpu_model(), "cpu_flags": sorted(flags), "cpu_class": class_of(flags)}
 
 
-def _entry(folder: Path, path: Path) -> dict[str, Any]:
+def _role(ranker: Ranker, build: Build) -> str:
+    kinds = Counter(linear.precision.kind for _, linear in linears_of(build_spec(ranker.spec, build.precision)))
+    kind = next(kind for kind, _ in kinds.most_common() if kind.startswith("int8"))
+    bits = "weights of 7 bits" if build.precision == "int8_reduced_range" else "weights of 8 bits"
+    return f"build for {', '.join(build.cpus)}: the main file in {kind}, {bits}"
+
+
+def _entry(folder: Path, path: Path, roles: Mapping[str, str]) -> dict[str, Any]:
     name = path.relative_to(folder).as_posix()
     is_of_cascade = name.startswith(CASCADE_FILES.partition("{")[0])
-    role = "cascade: a stretch of the ranker between two stages" if is_of_cascade else _ROLES.get(name, "tokenizer")
+    role = "cascade: a stretch of the ranker between two stages" if is_of_cascade else roles.get(name, "tokenizer")
     return {"role": role, "size_bytes": path.stat().st_size, "sha256": sha256_file(path)}
 
 

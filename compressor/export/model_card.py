@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from compressor.export.manifest import CARD, COMPANION_FILE, HALF_FILES, PORTABLE_FILE
-from compressor.runtime.folder import CASCADE_KEY
+from compressor.export.manifest import CARD, COMPANION_FILE
+from compressor.runtime.folder import BUILDS_KEY, CASCADE_KEY, HALF_FILES, PORTABLE_FILE
 from compressor.storage import write_whole
 
 
@@ -83,10 +83,13 @@ def _usage(manifest: Mapping[str, Any]) -> str:
     parts.append(_SERVERS)
     if CASCADE_KEY in manifest:
         parts.append(_CASCADE)
-    if COMPANION_FILE in manifest["files"]:
+    builds = manifest.get(BUILDS_KEY, [])
+    if COMPANION_FILE in manifest["files"] and COMPANION_FILE not in {build["file"] for build in builds}:
         parts.append(_COMPANION)
+    if builds:
+        parts.append(_BUILDS + "".join(_BUILD.format(**{**one, "cpus": ", ".join(one["cpus"])}) for one in builds))
     kinds = manifest["precision"]["linears"]
-    if COMPANION_FILE in manifest["files"] or {"int8_dynamic", "int8_static"} & kinds.keys():
+    if builds or COMPANION_FILE in manifest["files"] or {"int8_dynamic", "int8_static"} & kinds.keys():
         parts.append(_OLD_CPUS)
     if {"int8_blocks", "int4_blocks"} & kinds.keys():
         parts.append(_BLOCKS.format(runtime=manifest["precision"]["onnxruntime"]))
@@ -182,6 +185,18 @@ _COMPANION = """`onnx/model_quantized.onnx` is the main file in dynamic int8, fo
 (transformers.js `q8`, infinity). It is not what the table above measures unless a row says so; `rankpress.json`
 states how far its scores lie from those of the main file.
 """
+
+_BUILDS = """**Builds by CPU.** rankpress loads the file that is for the CPU at hand, by its class (the best instruction
+that it has for int8), and `onnx/model.onnx` on all others. `OnnxRanker.load(..., file="onnx/model.onnx")` asks for one;
+the attributes `onnx_path` and `reason` tell which one runs. Other runtimes load what they are told to. The table above
+measures what the CPU that it names takes; `rankpress.json` states how far the scores of each lie from those of the main
+file.
+
+| file | precision | classes of CPUs |
+| --- | --- | --- |
+"""
+
+_BUILD = "| `{file}` | {precision} | {cpus} |\n"
 
 _OLD_CPUS = """**int8 on x86 CPUs without VNNI** (Intel before Cascade Lake, AMD before Zen 4): by default ONNX
 Runtime sums products there in 16 bits, which saturate, and scores are wrong. rankpress asks for wide sums; in another

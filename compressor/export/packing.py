@@ -19,7 +19,7 @@ import numpy as np
 
 from compressor.errors import Fault, InputError
 from compressor.progress import progress
-from compressor.runtime.folder import MANIFEST, choose_onnx_file
+from compressor.runtime.folder import BUILDS_KEY, MANIFEST, main_file
 from compressor.runtime.packed import MAGIC, BytesPart, Header, NumbersPart, PackedFile, Values, restored
 from compressor.storage import read_json, write_whole_bytes
 
@@ -96,7 +96,7 @@ def _names(folder: Path, main_only: bool) -> list[str]:
         raise InputError(Fault(source=folder, found="no such folder", allowed="the folder of an exported ranker"))
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     if main_only:
-        main = choose_onnx_file(folder).relative_to(folder).as_posix()
+        main = main_file(folder).relative_to(folder).as_posix()
         beside = (main, f"{main}.data", f"{main}_data")
         names = [name for name in names if name in beside or not name.endswith(_WEIGHTS)]
     if not names:
@@ -229,6 +229,8 @@ def _manifest(folder: Path, files: Sequence[PackedFile], values: Values) -> byte
             for name, entry in known.items()
             if name in own and isinstance(entry, dict)
         }
+        if isinstance(builds := manifest.get(BUILDS_KEY), list):
+            manifest[BUILDS_KEY] = [one for one in builds if isinstance(one, dict) and one.get("file") in own]
         if values != "exact":
             manifest["rounded"] = {"values": values, "note": _note(values).strip()}
     return (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode()

@@ -59,8 +59,9 @@ class Quantize(Pass):
     calibration pairs layer by layer, behind rounded layers; lookup tables are rounded to the nearest.
     ``n_pairs`` (static, ``gptq``, ``awq``): calibration pairs, by default 256.
     ``block_size`` (blocks): inputs that share a scale, 32, 64 or 128; by default 32.
-    ``reduce_range`` (dynamic, static): 7-bit weights, for other runtimes on x86 CPUs without VNNI, where 16-bit sums
-    would saturate; ours sums wide there.
+    ``reduce_range`` (dynamic, static): 7-bit weights, for x86 CPUs without VNNI, where 16-bit sums of 8-bit products
+    saturate. Our runtime sums those wide there, which takes longer; other runtimes do not, and score wrongly.
+    `export: {builds: [int8_reduced_range]}` puts such a build beside one of 8 bits.
     ``embeddings``: round the lookup tables too, to 8 bits with one scale per row, or to half precision (bytes, not
     speed).
     ``keep_fp32``: linears that stay as they are: names (``layers.11.ffn.down``), patterns (``*.ffn.down``), or numbers

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
+from compressor.builds import Builds
 from compressor.cascade_stages import ExportedCascade
+from compressor.cpu import cpu_class
 from compressor.errors import Fault, InputError, suggest
 from compressor.recipe_faults import faults_of
 from compressor.storage import inside, read_json
@@ -14,39 +18,84 @@ from compressor.storage import inside, read_json
 MANIFEST = "rankpress.json"
 MAIN_FILE_KEY = "main_file"
 CASCADE_KEY = "cascade"
+BUILDS_KEY = "builds"
 PORTABLE_FILE = "onnx/model_portable.onnx"
+HALF_FILES = {"fp16": "onnx/model_fp16.onnx", "bf16": "onnx/model_bf16.onnx"}
 _USUAL_FILES = ("onnx/model.onnx", "model.onnx")
 
 
-def choose_onnx_file(folder: Path, file: str | None = None) -> Path:
-    """Return the path of the graph to load.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChosenGraph:
+    """A graph to load.
 
-    The first of these that is there: the ``file`` asked for; the ``main_file`` of ``rankpress.json``;
-    ``onnx/model.onnx``; ``model.onnx``. A file that was asked for, by the caller or by the manifest, must exist.
+    Attributes:
+        path: its file.
+        reason: why this one, in words.
+        by_cpu: whether the folder has files for several CPUs, so that another CPU may get another one.
+    """
+
+    path: Path
+    reason: str
+    by_cpu: bool = False
+
+
+def choose_onnx_file(folder: Path, file: str | None = None) -> Path:
+    """Return the path of the graph to load on this CPU; see `choose_graph`.
+
+    Raises:
+        InputError: as `choose_graph`.
+    """
+    return choose_graph(folder, file).path
+
+
+def choose_graph(folder: Path, file: str | None = None, *, on_cpu: bool = True) -> ChosenGraph:
+    """Choose the graph to load.
+
+    The first of these that is there: the ``file`` asked for; of the ``builds`` of ``rankpress.json`` the one for CPUs
+    of this machine's class; what `main_file` finds. A build that is missing gives way to the main file.
+
+    Args:
+        folder: a folder that rankpress or another tool exported.
+        file: the graph, relative to the folder.
+        on_cpu: whether it will run on the CPU: builds are for nothing else.
+
+    Raises:
+        InputError: as `main_file`; the ``file`` asked for is not in the folder; or the manifest's builds are broken.
+    """
+    manifest = _manifest(folder)
+    if file is not None:
+        return ChosenGraph(path=_existing(folder, file, source=folder, where="file"), reason="asked for")
+    builds = _builds(manifest, folder)
+    if not builds.builds or not on_cpu:
+        return ChosenGraph(path=main_file(folder), reason="the main file")
+    cpu = cpu_class()
+    build = builds.for_cpu(cpu)
+    if build is None:
+        reason = f"the main file: no build is for CPUs of the class {cpu}"
+        return ChosenGraph(path=main_file(folder), reason=reason, by_cpu=True)
+    path, described = inside(folder, build.file), f"build for CPUs of the class {cpu} ({build.precision})"
+    if path.is_file():
+        return ChosenGraph(path=path, reason=f"the {described}", by_cpu=True)
+    reason = f"the main file: {build.file}, the {described}, is not in the folder"
+    return ChosenGraph(path=main_file(folder), reason=reason, by_cpu=True)
+
+
+def main_file(folder: Path) -> Path:
+    """Return the path of the folder's main graph, whatever the CPU.
+
+    The first of these that is there: the ``main_file`` of ``rankpress.json``, which must exist; ``onnx/model.onnx``;
+    ``model.onnx``.
 
     Raises:
         InputError: no such folder, no such file (names those that are there), or a name that leaves the folder.
     """
-    if not folder.is_dir():
-        found = "a file" if folder.is_file() else "no such folder"
-        fix = "name the folder, and the file in it with file=" if folder.is_file() else "download hub models first"
-        raise InputError(Fault(source=folder, found=found, allowed="the folder of an exported ranker", fix=fix))
-    if file is not None:
-        return _existing(folder, file, source=folder, where="file")
-    if (folder / MANIFEST).is_file():
-        manifest = read_json(folder / MANIFEST)
-        named = manifest.get(MAIN_FILE_KEY) if isinstance(manifest, dict) else None
-        if not isinstance(manifest, dict) or not isinstance(named, str | None):
-            raise InputError(
-                Fault(
-                    source=folder / MANIFEST,
-                    where=MAIN_FILE_KEY if isinstance(manifest, dict) else "",
-                    found=repr(named) if isinstance(manifest, dict) else f"a JSON {type(manifest).__name__}",
-                    allowed="a file name" if isinstance(manifest, dict) else "a JSON object",
-                )
-            )
-        if named is not None:
-            return _existing(folder, named, source=folder / MANIFEST, where=MAIN_FILE_KEY)
+    manifest = _manifest(folder)
+    named = manifest.get(MAIN_FILE_KEY)
+    if not isinstance(named, str | None):
+        fault = Fault(source=folder / MANIFEST, where=MAIN_FILE_KEY, found=repr(named), allowed="a file name")
+        raise InputError(fault)
+    if named is not None:
+        return _existing(folder, named, source=folder / MANIFEST, where=MAIN_FILE_KEY)
     for name in _USUAL_FILES:
         if (folder / name).is_file():
             return folder / name
@@ -80,6 +129,22 @@ def choose_portable_file(folder: Path, file: str | None = None) -> Path:
     return folder / PORTABLE_FILE
 
 
+def choose_gpu_file(folder: Path, file: str | None = None) -> Path:
+    """Return the path of the graph to load on a GPU through ONNX Runtime.
+
+    The ``file`` asked for; in folders of ours the one in half precision, which is there where the ranker is in half
+    precision; else what `main_file` finds.
+
+    Raises:
+        InputError: as `choose_onnx_file`.
+    """
+    if file is None and MAIN_FILE_KEY in _manifest(folder):
+        for name in HALF_FILES.values():
+            if (folder / name).is_file():
+                return folder / name
+    return choose_graph(folder, file, on_cpu=False).path
+
+
 def cascade_of(folder: Path, onnx_path: Path) -> tuple[ExportedCascade, list[Path]] | None:
     """Return the cascade that ranks lists in the place of a folder's main file, and its graphs.
 
@@ -88,17 +153,39 @@ def cascade_of(folder: Path, onnx_path: Path) -> tuple[ExportedCascade, list[Pat
     Raises:
         InputError: the manifest's entry is broken, or a graph is missing or outside the folder.
     """
-    path = folder / MANIFEST
-    manifest = read_json(path) if path.is_file() else None
-    if not isinstance(manifest, dict) or manifest.get(CASCADE_KEY) is None:
+    path, manifest = folder / MANIFEST, _manifest(folder)
+    if manifest.get(CASCADE_KEY) is None:
         return None
-    if onnx_path.resolve() != choose_onnx_file(folder).resolve():
+    if onnx_path.resolve() != main_file(folder).resolve():
         return None
     try:
         settings = ExportedCascade.model_validate(manifest[CASCADE_KEY])
     except ValidationError as error:
         raise InputError(faults_of(error, manifest[CASCADE_KEY], ExportedCascade, path, (CASCADE_KEY,))) from None
     return settings, [_existing(folder, name, source=path, where=CASCADE_KEY) for name in settings.files]
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    """Return what ``rankpress.json`` says; nothing, where a folder has none."""
+    if not folder.is_dir():
+        found = "a file" if folder.is_file() else "no such folder"
+        fix = "name the folder, and the file in it with file=" if folder.is_file() else "download hub models first"
+        raise InputError(Fault(source=folder, found=found, allowed="the folder of an exported ranker", fix=fix))
+    if not (folder / MANIFEST).is_file():
+        return {}
+    manifest = read_json(folder / MANIFEST)
+    if not isinstance(manifest, dict):
+        found = f"a JSON {type(manifest).__name__}"
+        raise InputError(Fault(source=folder / MANIFEST, found=found, allowed="a JSON object"))
+    return manifest
+
+
+def _builds(manifest: dict[str, Any], folder: Path) -> Builds:
+    given = {BUILDS_KEY: manifest.get(BUILDS_KEY, [])}
+    try:
+        return Builds.model_validate(given)
+    except ValidationError as error:
+        raise InputError(faults_of(error, given, Builds, folder / MANIFEST)) from None
 
 
 def _existing(folder: Path, name: str, *, source: Path, where: str) -> Path:

@@ -15,7 +15,7 @@ from compressor.errors import Fault, InputError, RunError
 from compressor.progress import progress
 from compressor.runtime.batching import padded, token_budget_batches
 from compressor.runtime.cascade import OnnxCascade
-from compressor.runtime.folder import cascade_of, choose_onnx_file
+from compressor.runtime.folder import cascade_of, choose_graph
 from compressor.runtime.graph_interface import SUPPORTED, GraphInterface, read_interface
 from compressor.runtime.list_scores import ListScores, Ranked, ranked
 from compressor.runtime.session import open_session, runtime_message
@@ -52,6 +52,7 @@ class OnnxRanker:
         onnx_path: the graph in use.
         threads: threads of one operator.
         interface: kind of ranker, and its inputs and output.
+        reason: why this graph, where the folder has several: the build for this CPU, the main file, or asked for.
         cascade: what ranks lists in the graph's place, if the folder has one; pairs are scored at full depth all the
             same.
     """
@@ -62,6 +63,7 @@ class OnnxRanker:
     session: ort.InferenceSession
     interface: GraphInterface
     threads: int
+    reason: str = ""
     cascade: OnnxCascade | None = None
 
     @classmethod
@@ -77,8 +79,8 @@ class OnnxRanker:
 
         Args:
             folder: holds ``tokenizer.json`` and an ONNX graph.
-            file: the graph, relative to the folder; None takes the manifest's main file, else ``onnx/model.onnx``,
-                else ``model.onnx``.
+            file: the graph, relative to the folder; None takes the manifest's build for CPUs of this class, where it
+                runs on the CPU, else its main file, else ``onnx/model.onnx``, else ``model.onnx``.
             threads: threads of one operator; None takes what CPU affinity and cgroup quota allow.
             providers: execution providers of ONNX Runtime; None takes the CPU.
 
@@ -86,7 +88,9 @@ class OnnxRanker:
             InputError: lists what is missing, broken or not supported in the folder.
         """
         folder = Path(folder)
-        onnx_path = choose_onnx_file(folder, file)
+        on_cpu = not providers or providers[0] == "CPUExecutionProvider"
+        chosen = choose_graph(folder, file, on_cpu=on_cpu)
+        onnx_path = chosen.path
         faults: list[Fault] = []
         try:
             tokenizer = PairTokenizer.from_folder(folder)
@@ -103,7 +107,7 @@ class OnnxRanker:
             raise InputError(faults)
         return cls(
             folder=folder, onnx_path=onnx_path, tokenizer=tokenizer, session=session, interface=interface,
-            threads=threads or available_threads(), cascade=cascade,
+            threads=threads or available_threads(), reason=chosen.reason, cascade=cascade,
         )  # fmt: skip
 
     @property

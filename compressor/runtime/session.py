@@ -32,17 +32,23 @@ def open_session(
         providers: execution providers in order of preference; None takes the CPU.
 
     Raises:
-        InputError: no such file, not an ONNX file, one that this ONNX Runtime cannot run, or unknown ``providers``
-            or ``threads``.
+        InputError: no such file, not an ONNX file, one that this ONNX Runtime cannot run, unknown ``providers``
+            or ``threads``, or a provider that does not start.
     """
     faults = _argument_faults(threads, providers) + file_faults(onnx_path)
     if faults:
         raise InputError(faults)
     options = session_options(threads or available_threads())
     try:
-        return ort.InferenceSession(str(onnx_path), options, providers=list(providers or ["CPUExecutionProvider"]))
+        session = ort.InferenceSession(str(onnx_path), options, providers=list(providers or ["CPUExecutionProvider"]))
     except Exception as error:  # the runtime's errors have no common base
         raise InputError(_open_fault(onnx_path, error)) from error
+    # A provider that does not start is left out with a warning, and the CPU computes in its place.
+    started = session.get_providers()
+    if idle := [name for name in providers or () if name not in started]:
+        found, fix = f"{idle[0]!r}, which does not start", "check its device, its driver and its libraries"
+        raise InputError(Fault(source="providers", found=found, allowed=", ".join(started), fix=fix))
+    return session
 
 
 def session_options(threads: int) -> ort.SessionOptions:

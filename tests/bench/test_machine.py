@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 
+from compressor import cpu
 from compressor.bench import machine
 
 
@@ -16,11 +18,31 @@ def test_this_machine_is_described():
     assert found.memory_bytes is None or found.memory_bytes > 1e8
 
 
-def test_only_flags_that_matter_are_kept(monkeypatch):
-    text = "processor\t: 0\nmodel name\t: A CPU\nflags\t\t: fpu sse2 avx2 avx512_vnni hypervisor\n"
-    monkeypatch.setattr(Path, "read_text", lambda self, **kwargs: text)
-    assert machine.isa_flags() == ("avx2", "avx512_vnni")
-    assert machine.cpu_model() == "A CPU"
+@pytest.mark.parametrize(
+    ("manifest", "expected"),
+    [
+        ({"exported_on": {"cpu_flags": ["avx2"]}}, None),
+        ({"exported_on": {"cpu_flags": ["avx2", "avx_vnni"]}}, "compared with torch on a CPU of the class avx_vnni"),
+        (
+            {"exported_on": {"cpu_flags": ["avx2"]}, "report": {"machine": {"isa": ["asimd", "asimddp"]}}},
+            "measured on a CPU of the class arm_dotprod",
+        ),
+        ({"report": {"machine": {"isa": ["avx2"]}}, "exported_on": {"cpu_flags": ["asimd", "i8mm"]}}, None),
+        ({"exported_on": {"cpu_flags": []}}, None),
+        ({"exported_on": [], "report": None}, None),
+        ([], None),
+        (None, None),
+    ],
+)
+def test_a_folder_whose_figures_are_of_another_cpu_is_noted(manifest, expected, monkeypatch, tmp_path):
+    monkeypatch.setattr(cpu, "isa_flags", lambda: ("avx2", "fma"))
+    if manifest is not None:
+        (tmp_path / "rankpress.json").write_text(json.dumps(manifest))
+    note = machine.note_of_other_cpu(tmp_path)
+    assert (note is None) == (expected is None)
+    if expected:
+        assert note is not None
+        assert note.startswith(f"{tmp_path.name}: the ranker in it was {expected}, this one is avx2: ")
 
 
 @pytest.mark.parametrize(

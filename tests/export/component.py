@@ -19,9 +19,10 @@ TOLERANCE = 2e-6  # fp32 sums in another order, over values near 1
 
 
 def run_component(
-    dialect: Dialect, inputs: Mapping[str, np.ndarray], write: Callable[[Graph], str], kind: type = np.float32
-) -> np.ndarray:
-    """Return the result of the value that ``write`` adds to a graph with these inputs."""
+    dialect: Dialect, inputs: Mapping[str, np.ndarray], write: Callable[[Graph], str], kind: type = np.float32,
+    options: ort.SessionOptions | None = None,
+) -> np.ndarray:  # fmt: skip
+    """Return the result of the value that ``write`` adds to a graph with these inputs, in a session as ours are."""
     graph = Graph(dialect, max_length=40)
     result = write(graph)
     infos = [
@@ -30,8 +31,9 @@ def run_component(
     ]
     output = helper.make_tensor_value_info(result, helper.np_dtype_to_tensor_dtype(np.dtype(kind)), None)
     model = graph.finish(infos, [output], "component")
-    options = session_options(threads=1)
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(
+        model.SerializeToString(), options or session_options(threads=1), providers=["CPUExecutionProvider"]
+    )
     (found,) = session.run(None, dict(inputs))
     return found
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from compressor import cpu
 from compressor.errors import InputError
-from compressor.runtime.folder import choose_onnx_file, choose_portable_file
+from compressor.runtime.folder import choose_graph, choose_onnx_file, choose_portable_file, main_file
 
 
 @pytest.fixture
@@ -104,3 +105,78 @@ def test_broken_manifest(folder: Path, manifest: str, expected: str) -> None:
     put(folder, "onnx/model.onnx")
     (folder / "rankpress.json").write_text(manifest)
     assert message(folder).startswith(f"{folder}/rankpress.json: {expected}")
+
+
+BUILDS = [
+    {"precision": "int8_reduced_range", "cpus": ["avx2"], "file": "onnx/model_qint8_avx2.onnx"},
+    {"precision": "int8", "cpus": ["avx512_vnni", "arm_dotprod"], "file": "onnx/model_quantized.onnx"},
+]
+
+
+@pytest.fixture
+def built(folder: Path) -> Path:
+    """A folder with a main file and two builds."""
+    put(folder, "onnx/model.onnx", *(str(one["file"]) for one in BUILDS))
+    (folder / "rankpress.json").write_text(json.dumps({"main_file": "onnx/model.onnx", "builds": BUILDS}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("flags", "file", "reason"),
+    [
+        ("avx2 fma", "model_qint8_avx2", "the build for CPUs of the class avx2 (int8_reduced_range)"),
+        ("avx2 avx512f avx512_vnni", "model_quantized", "the build for CPUs of the class avx512_vnni (int8)"),
+        ("asimd asimddp", "model_quantized", "the build for CPUs of the class arm_dotprod (int8)"),
+        ("avx2 avx_vnni", "model", "the main file: no build is for CPUs of the class avx_vnni"),
+        ("", "model", "the main file: no build is for CPUs of the class unknown"),
+    ],
+)
+def test_the_build_for_this_cpu(
+    built: Path, monkeypatch: pytest.MonkeyPatch, flags: str, file: str, reason: str
+) -> None:
+    monkeypatch.setattr(cpu, "isa_flags", lambda: tuple(flags.split()))
+    chosen = choose_graph(built)
+    assert (chosen.path, chosen.reason, chosen.by_cpu) == (built / f"onnx/{file}.onnx", reason, True)
+    assert choose_onnx_file(built) == chosen.path
+    assert main_file(built) == built / "onnx/model.onnx"
+    assert choose_graph(built, on_cpu=False).path == main_file(built)
+    asked = choose_graph(built, "onnx/model_quantized.onnx")
+    assert (asked.path, asked.reason, asked.by_cpu) == (built / "onnx/model_quantized.onnx", "asked for", False)
+
+
+def test_a_missing_build_gives_way_to_the_main_file_in_words(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "isa_flags", lambda: ("avx2",))
+    (built / "onnx/model_qint8_avx2.onnx").unlink()
+    chosen = choose_graph(built)
+    assert chosen.path == built / "onnx/model.onnx"
+    assert chosen.reason == (
+        "the main file: onnx/model_qint8_avx2.onnx, the build for CPUs of the class avx2 (int8_reduced_range), is not "
+        "in the folder"
+    )
+    (built / "onnx/model.onnx").unlink()
+    assert "'onnx/model.onnx', which is not in the folder" in message(built)
+
+
+@pytest.mark.parametrize(
+    ("builds", "expected"),
+    [
+        ([{**BUILDS[0], "file": "../../other.onnx"}], "is no name that consumers look for int8 under"),
+        ([{**BUILDS[0], "file": "/etc/passwd"}], "is no name that consumers look for int8 under"),
+        ([BUILDS[0], BUILDS[0]], "builds name a file twice"),
+        ("int8", "builds: found 'int8'; allowed: a list"),
+        ([{"precision": "int8", "cpus": ["z80"]}], "builds.0.cpus.0: found 'z80'; allowed: "),
+    ],
+)
+def test_broken_builds(built: Path, builds: object, expected: str) -> None:
+    (built / "rankpress.json").write_text(json.dumps({"builds": builds}))
+    text = message(built)
+    assert text.startswith(f"{built}/rankpress.json: ")
+    assert expected in text
+
+
+def test_a_build_that_is_a_link_out_of_the_folder_is_refused(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "isa_flags", lambda: ("avx2",))
+    (built / "onnx/model_qint8_avx2.onnx").unlink()
+    (built.parent / "other.onnx").write_bytes(b"x")
+    (built / "onnx/model_qint8_avx2.onnx").symlink_to(built.parent / "other.onnx")
+    assert message(built).endswith("allowed: names inside the folder")
