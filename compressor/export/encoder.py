@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import onnx
 from onnx import TensorProto, helper
 
 from compressor.export.graph import Dialect, Graph
 from compressor.export.heads import head
 from compressor.export.layers import layer, norm
-from compressor.export.layout import Layout, build_layout, row_means
+from compressor.export.layout import Layout, build_layout, query_ends, row_means
 from compressor.export.linears import Weights, add_bias, linear, table
 from compressor.export.token_rules import reduce_tokens, row_parts
 from compressor.ranker.dense_sparse import expanded
@@ -32,6 +34,8 @@ def write_graph(spec: RankerSpec, weights: Weights, dialect: Dialect = "ort") ->
     spec, weights = expanded(spec, {name: tensor.detach() for name, tensor in weights.items()})
     graph = Graph(dialect, max_length=spec.max_length)
     layout = build_layout(graph, "attention_mask")
+    if spec.isolates_query and spec.separator_id is not None:
+        layout = replace(layout, query_ends=query_ends(graph, layout, spec.separator_id))
     values = embeddings(graph, spec.embeddings, weights, layout)
     parts = None
     if spec.rule_layers and spec.separator_id is not None:

@@ -31,6 +31,7 @@ class Layout:
         column: int64 ``[T]``, the column in which each packed token stands.
         positions: int64 ``[T]``, each token's position in its row before any token was dropped.
         first: int64 ``[B]``, the packed index of each row's first token.
+        query_ends: int64 ``[B, 1]``, the column in which each row's query is over; None where queries see everything.
     """
 
     name: str
@@ -42,9 +43,12 @@ class Layout:
     column: str
     positions: str
     first: str
+    query_ends: str | None = None
 
 
-def build_layout(graph: Graph, mask: str, name: str = "layout", positions: str | None = None) -> Layout:
+def build_layout(
+    graph: Graph, mask: str, name: str = "layout", positions: str | None = None, query_ends: str | None = None
+) -> Layout:
     """Lay out a batch from its attention mask, int64 ``[B, S]``; rows are padded on the right.
 
     Args:
@@ -52,6 +56,7 @@ def build_layout(graph: Graph, mask: str, name: str = "layout", positions: str |
         mask: the mask's name.
         name: what this layout's values are named after.
         positions: int64 ``[T]``, of tokens that stand elsewhere than at their position; by default they do not.
+        query_ends: int64 ``[B, 1]``, where queries are isolated.
     """
     shape = graph.node("Shape", [mask], f"{name}.shape")
     columns = graph.node("Gather", [shape, graph.ints(1)], f"{name}.columns")
@@ -76,6 +81,7 @@ def build_layout(graph: Graph, mask: str, name: str = "layout", positions: str |
         column=column,
         positions=positions or column,
         first=first,
+        query_ends=query_ends,
     )
 
 
@@ -96,7 +102,7 @@ def keep_tokens(graph: Graph, layout: Layout, kept: str, name: str) -> tuple[Lay
     padded = graph.node("Mul", [pad(graph, layout, marks, f"{name}.padded_marks"), layout.mask], f"{name}.real_marks")
     counts = graph.node("ReduceSum", [padded, graph.ints(1)], f"{name}.kept_counts", keepdims=1)  # [B, 1]
     positions = graph.node("Gather", [layout.positions, index], f"{name}.positions", axis=0)
-    return build_layout(graph, _mask_of(graph, counts, f"{name}.mask"), name, positions), index
+    return build_layout(graph, _mask_of(graph, counts, f"{name}.mask"), name, positions, layout.query_ends), index
 
 
 def keep_rows(graph: Graph, layout: Layout, rows: str, name: str) -> tuple[Layout, str]:
@@ -224,12 +230,17 @@ def attention_bias(graph: Graph, layout: Layout, pattern: AttentionPattern, firs
             near = _near(graph, layout, pattern, name, first_only)
             visible = graph.node("And", [visible, near], f"{name}.visible")
             hidden = HIDDEN_TOKEN
+        if layout.query_ends and not first_only:
+            own = graph.once(f"{layout.name}.own_keys", lambda at: _own_keys(graph, layout, at))
+            visible = graph.node("And", [visible, own], f"{name}.of_their_own")
+            hidden = HIDDEN_TOKEN
         return graph.node("Where", [visible, graph.float_scalar(0.0), graph.float_scalar(hidden)], name)
 
     name = f"{layout.name}.bias." + "_".join(str(part) for part in pattern.model_dump().values())
     if graph.floats != "fp32":
         name = f"{name}.{graph.floats}"
-    return graph.once(f"{name}.first" if pattern.kind != "full" and first_only else name, make)
+    is_square = pattern.kind != "full" or layout.query_ends is not None
+    return graph.once(f"{name}.first" if is_square and first_only else name, make)
 
 
 def padded_positions(graph: Graph, layout: Layout) -> str:
@@ -252,6 +263,32 @@ def _near(graph: Graph, layout: Layout, pattern: AttentionPattern, name: str, fi
         distance = graph.node("Abs", [distance], f"{name}.magnitude")
         return graph.node("LessOrEqual", [distance, _int32(graph, pattern.reach)], f"{name}.near")
     return graph.node("GreaterOrEqual", [distance, _int32(graph, 0)], f"{name}.near")
+
+
+def query_ends(graph: Graph, layout: Layout, separator_id: int) -> str:
+    """Return in which column each row's query is over, int64 ``[B, 1]``: the one behind its first separator."""
+    name = "query"
+    is_separator = graph.node("Equal", ["input_ids", graph.int_scalar(separator_id)], f"{name}.is_separator")
+    separates = graph.node("And", [is_separator, layout.real], f"{name}.separates")
+    counted = graph.node("Cast", [separates], f"{name}.counted", to=TensorProto.INT64)
+    n_before = graph.node("CumSum", [counted, graph.int_scalar(1)], f"{name}.n_before", exclusive=1)
+    is_before = graph.node("Equal", [n_before, graph.int_scalar(0)], f"{name}.is_before")
+    inside = graph.node("And", [is_before, layout.real], f"{name}.inside")
+    marks = graph.node("Cast", [inside], f"{name}.marks", to=TensorProto.INT64)
+    return graph.node("ReduceSum", [marks, graph.ints(1)], f"{name}.ends", keepdims=1)
+
+
+def _own_keys(graph: Graph, layout: Layout, name: str) -> str:
+    """Return which keys are no secret to an asking token, bool ``[B, 1, S, S]``: to a query's, the query's alone."""
+    end = graph.node("Squeeze", [layout.columns], f"{name}.n_columns")
+    columns = graph.node("Range", [graph.int_scalar(0), end, graph.int_scalar(1)], f"{name}.columns")
+    begun = graph.node("Greater", [columns, graph.int_scalar(0)], f"{name}.begun")
+    going_on = graph.node("Less", [columns, layout.query_ends or ""], f"{name}.going_on")
+    isolated = graph.node("And", [begun, going_on], f"{name}.isolated")  # [B, S]
+    others = graph.node("Not", [isolated], f"{name}.others")
+    rows = graph.node("Unsqueeze", [others, graph.ints(1, 3)], f"{name}.rows")  # [B, 1, S, 1]
+    keys = graph.node("Unsqueeze", [isolated, graph.ints(1, 2)], f"{name}.keys")  # [B, 1, 1, S]
+    return graph.node("Or", [rows, keys], name)
 
 
 def _int32(graph: Graph, value: int) -> str:

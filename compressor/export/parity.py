@@ -248,6 +248,8 @@ def _made_up(spec: RankerSpec) -> Iterator[dict[str, np.ndarray]]:
         mask = (np.arange(longest) < lengths[:, None]).astype(np.int64)
         segments = spec.embeddings.segments.rows if spec.embeddings.segments else 1
         ids = generator.integers(0, spec.embeddings.tokens.rows, shape)
+        if spec.isolates_query and spec.separator_id is not None:  # else most rows would be all query
+            ids[np.arange(n_rows), generator.integers(0, lengths)] = spec.separator_id
         yield {
             "input_ids": np.where(mask == 1, ids, spec.pad_id).astype(np.int64),
             "attention_mask": mask,

@@ -130,7 +130,7 @@ def with_separator(ranker: Ranker, spec: RankerSpec, verb: str) -> Ranker:
 
 
 def told_apart(ranker: Ranker, spec: RankerSpec, verb: str) -> RankerSpec:
-    """Return a shape with token rules that knows the separator of the ranker's tokenizer.
+    """Return a shape that knows the separator of the ranker's tokenizer.
 
     Raises:
         InputError: pairs have no separator.
