@@ -14,7 +14,7 @@ from compressor import __version__
 from compressor.bench.machine import cpu_model, isa_flags
 from compressor.errors import Fault, InputError, suggest
 from compressor.records import Record
-from compressor.runtime.folder import cascade_of, choose_onnx_file, choose_portable_file
+from compressor.runtime.folder import cascade_of, choose_onnx_file, choose_portable_file, list_graphs
 from compressor.storage import sha256_file, sha256_json
 
 Engine = Literal["onnx", "openvino", "openvino_bf16", "torch_fp32_padded"]
@@ -123,8 +123,7 @@ def _content(row: RowSpec) -> list[Path]:
     if not row.is_graph:
         return files + [path for path in sorted(row.folder.iterdir()) if path.suffix in _CHECKPOINT_FILES]
     graph = row.graph_path
-    staged = cascade_of(row.folder, graph)
-    return [*files, graph, *(staged[1] if staged else ()), *external_data(graph)]
+    return [*files, graph, *list_graphs(row.folder, graph), *external_data(graph)]
 
 
 def _version(package: str) -> str:

@@ -7,10 +7,11 @@ from dataclasses import replace
 import onnx
 from onnx import TensorProto, helper
 
+from compressor.export.attention_bias import query_ends
 from compressor.export.graph import Dialect, Graph
 from compressor.export.heads import head
 from compressor.export.layers import layer, norm
-from compressor.export.layout import Layout, build_layout, query_ends, row_means
+from compressor.export.layout import Layout, build_layout, row_means
 from compressor.export.linears import Weights, add_bias, linear, table
 from compressor.export.token_rules import reduce_tokens, row_parts
 from compressor.ranker.dense_sparse import expanded

@@ -14,19 +14,29 @@ from compressor.cascade_stages import ExportedCascade
 from compressor.ranker.cost import linears_of, tables_of
 from compressor.ranker.ranker import Ranker
 from compressor.ranker.spec import RankerSpec
-from compressor.runtime.folder import CASCADE_KEY, MAIN_FILE_KEY, MANIFEST, PORTABLE_FILE
+from compressor.runtime.folder import (
+    CASCADE_KEY,
+    MAIN_FILE_KEY,
+    MANIFEST,
+    PORTABLE_FILE,
+    SHARED_QUERY_KEY,
+    SharedQueryFiles,
+)
 from compressor.storage import sha256_file
 
 MAIN_FILE = "onnx/model.onnx"
 COMPANION_FILE = "onnx/model_quantized.onnx"
 HALF_FILES = {"fp16": "onnx/model_fp16.onnx", "bf16": "onnx/model_bf16.onnx"}
 CASCADE_FILES = "onnx/cascade_{place}.onnx"
+SHARED_QUERY = SharedQueryFiles(query="onnx/query.onnx", candidates="onnx/candidates.onnx")
 CARD = "README.md"
 _ROLES = {
     MAIN_FILE: "main",
     COMPANION_FILE: "companion: the main file in dynamic int8",
     PORTABLE_FILE: "portable: the main file in standard ops",
     **{file: f"{kind}: the ranker in half precision, for GPUs" for kind, file in HALF_FILES.items()},
+    SHARED_QUERY.query: "shared query: the ranker on a query, once for a list",
+    SHARED_QUERY.candidates: "shared query: the ranker on candidates beside it",
     "model.safetensors": "checkpoint: loads with transformers and sentence-transformers",
     "spec.json": "shape",
     "config.json": "settings",
@@ -47,6 +57,7 @@ def make_manifest(
     parity: list[dict[str, Any]],
     more: Mapping[str, Any],
     cascade: ExportedCascade | None = None,
+    shared_query: SharedQueryFiles | None = None,
 ) -> dict[str, Any]:
     """Return the manifest of a folder whose files are all written, the card apart.
 
@@ -56,6 +67,7 @@ def make_manifest(
         parity: agreement of each ONNX file with torch.
         more: the caller's entries (recipe, teacher, data); a key of ours is refused.
         cascade: what ranks lists, if there is such a thing.
+        shared_query: what scores lists with the query run once, if there is such a thing.
     """
     manifest: dict[str, Any] = {
         "schema": 1,
@@ -75,6 +87,8 @@ def make_manifest(
     }
     if cascade:
         manifest[CASCADE_KEY] = cascade.model_dump(mode="json")
+    if shared_query:
+        manifest[SHARED_QUERY_KEY] = shared_query.model_dump(mode="json")
     clash = manifest.keys() & more.keys()
     if clash:
         raise ValueError(f"the manifest writes these keys itself: {', '.join(sorted(clash))}")

@@ -25,7 +25,9 @@ class IsolateQuery(Pass):
     The query's tokens are those behind the first token, up to the first separator, that one included; a query that
     spells the separator out ends there. Documents see the query, and the first token, by which most rankers score, sees
     both: so the query meets the document in every layer, and yet its own states are the same beside every document of
-    a list. A pair costs what it did.
+    a list. A pair costs what it did; of a list, `rank` runs the query once, through two more graphs in the folder, with
+    equal scores (in dynamic int8 up to rounding, as batch mates count there). Where token rules let tokens go these are
+    not written. `score`, and every other runtime, takes the ranker's own graph.
 
     No weight changes, and scores do: `distill` or `finetune` has to follow, which train under the same mask. Put it
     behind what cuts layers and widths, or before: it is heeded wherever layers are run. Other toolkits' attention knows

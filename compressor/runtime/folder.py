@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import ValidationError
 
 from compressor.cascade_stages import ExportedCascade
 from compressor.errors import Fault, InputError, suggest
 from compressor.recipe_faults import faults_of
+from compressor.records import Record
 from compressor.storage import inside, read_json
 
 MANIFEST = "rankpress.json"
 MAIN_FILE_KEY = "main_file"
 CASCADE_KEY = "cascade"
+SHARED_QUERY_KEY = "shared_query"
 PORTABLE_FILE = "onnx/model_portable.onnx"
 _USUAL_FILES = ("onnx/model.onnx", "model.onnx")
+
+
+Kind = TypeVar("Kind", bound=Record)
+
+
+class SharedQueryFiles(Record):
+    """Graphs of a folder by which a query is run once for a list: its own, and that of its candidates."""
+
+    query: str
+    candidates: str
 
 
 def choose_onnx_file(folder: Path, file: str | None = None) -> Path:
@@ -88,17 +101,45 @@ def cascade_of(folder: Path, onnx_path: Path) -> tuple[ExportedCascade, list[Pat
     Raises:
         InputError: the manifest's entry is broken, or a graph is missing or outside the folder.
     """
+    settings = _entry(folder, onnx_path, CASCADE_KEY, ExportedCascade)
+    if settings is None:
+        return None
+    return settings, [_existing(folder, name, source=folder / MANIFEST, where=CASCADE_KEY) for name in settings.files]
+
+
+def shared_query_of(folder: Path, onnx_path: Path) -> list[Path] | None:
+    """Return the graphs that score lists in the place of a folder's main file: the query's, and its candidates'.
+
+    None where the manifest names none, or where the graph in use is another than the main file.
+
+    Raises:
+        InputError: as `cascade_of`.
+    """
+    files = _entry(folder, onnx_path, SHARED_QUERY_KEY, SharedQueryFiles)
+    if files is None:
+        return None
+    names = (files.query, files.candidates)
+    return [_existing(folder, name, source=folder / MANIFEST, where=SHARED_QUERY_KEY) for name in names]
+
+
+def list_graphs(folder: Path, onnx_path: Path) -> list[Path]:
+    """Return all graphs that score lists in the place of a folder's main file, if there are any."""
+    staged = cascade_of(folder, onnx_path)
+    return staged[1] if staged else shared_query_of(folder, onnx_path) or []
+
+
+def _entry(folder: Path, onnx_path: Path, key: str, kind: type[Kind]) -> Kind | None:
+    """Return what the manifest says of a folder's main file under a key."""
     path = folder / MANIFEST
     manifest = read_json(path) if path.is_file() else None
-    if not isinstance(manifest, dict) or manifest.get(CASCADE_KEY) is None:
+    if not isinstance(manifest, dict) or manifest.get(key) is None:
         return None
     if onnx_path.resolve() != choose_onnx_file(folder).resolve():
         return None
     try:
-        settings = ExportedCascade.model_validate(manifest[CASCADE_KEY])
+        return kind.model_validate(manifest[key])
     except ValidationError as error:
-        raise InputError(faults_of(error, manifest[CASCADE_KEY], ExportedCascade, path, (CASCADE_KEY,))) from None
-    return settings, [_existing(folder, name, source=path, where=CASCADE_KEY) for name in settings.files]
+        raise InputError(faults_of(error, manifest[key], kind, path, (key,))) from None
 
 
 def _existing(folder: Path, name: str, *, source: Path, where: str) -> Path:

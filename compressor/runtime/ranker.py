@@ -15,10 +15,11 @@ from compressor.errors import Fault, InputError, RunError
 from compressor.progress import progress
 from compressor.runtime.batching import padded, token_budget_batches
 from compressor.runtime.cascade import OnnxCascade
-from compressor.runtime.folder import cascade_of, choose_onnx_file
+from compressor.runtime.folder import cascade_of, choose_onnx_file, shared_query_of
 from compressor.runtime.graph_interface import SUPPORTED, GraphInterface, read_interface
 from compressor.runtime.list_scores import ListScores, Ranked, ranked
 from compressor.runtime.session import open_session, runtime_message
+from compressor.runtime.shared_query import OnnxSharedQuery
 from compressor.runtime.threads import available_threads
 from compressor.runtime.tokenizer import Encoded, PairTokenizer
 
@@ -54,6 +55,7 @@ class OnnxRanker:
         interface: kind of ranker, and its inputs and output.
         cascade: what ranks lists in the graph's place, if the folder has one; pairs are scored at full depth all the
             same.
+        shared_query: what scores lists as the graph does with the query run once, if the folder has it.
     """
 
     folder: Path
@@ -63,6 +65,7 @@ class OnnxRanker:
     interface: GraphInterface
     threads: int
     cascade: OnnxCascade | None = None
+    shared_query: OnnxSharedQuery | None = None
 
     @classmethod
     def load(
@@ -97,13 +100,15 @@ class OnnxRanker:
             interface = read_interface(session, onnx_path)
             staged = cascade_of(folder, onnx_path)
             cascade = OnnxCascade.load(*staged, threads, providers) if staged else None
+            parted = shared_query_of(folder, onnx_path)
+            shared = OnnxSharedQuery.load(parted, tokenizer, threads, providers) if parted and not faults else None
         except InputError as error:
             faults += error.faults
         if faults:
             raise InputError(faults)
         return cls(
             folder=folder, onnx_path=onnx_path, tokenizer=tokenizer, session=session, interface=interface,
-            threads=threads or available_threads(), cascade=cascade,
+            threads=threads or available_threads(), cascade=cascade, shared_query=shared,
         )  # fmt: skip
 
     @property
@@ -161,7 +166,8 @@ class OnnxRanker:
     def score_list(self, encoded: Encoded | EncodedSides, *, batch_tokens: int = BATCH_TOKENS) -> ListScores:
         """Score the candidates of one query, in first-stage order, in the way in which `rank` orders them.
 
-        Through the cascade where there is one and the list is long enough to lose some to it, else as `score_encoded`.
+        Through the cascade where there is one and the list is long enough to lose some to it; with the query run once
+        where that can be done and saves something; else as `score_encoded`.
 
         Args:
             encoded: what `encode` returned for the pairs of a single query.
@@ -170,6 +176,9 @@ class OnnxRanker:
         Raises:
             RunError: as `score_encoded`.
         """
+        if self.shared_query and isinstance(encoded, Encoded) and len(encoded.input_ids) > 1:
+            pad_id = self.tokenizer.pad_id
+            return ListScores(scores=self.shared_query.run(encoded, pad_id=pad_id, batch_tokens=batch_tokens))
         if self.cascade is None or isinstance(encoded, EncodedSides):
             return ListScores(scores=self.score_encoded(encoded, batch_tokens=batch_tokens))
         n_rows = len(encoded.input_ids)
@@ -256,7 +265,7 @@ class OnnxRanker:
         if top_k is not None and top_k < 1:
             raise InputError(Fault(source="top_k", found=str(top_k), allowed="a whole number from 1"))
         pairs = [(query, document) for document in documents]
-        if self.cascade is not None:
+        if self.cascade is not None or self.shared_query is not None:
             return ranked(self.score_list(self.encode(pairs)), top_k)
         return ranked(ListScores(scores=self.score(pairs, on_scored=_ignore)), top_k)
 
