@@ -211,6 +211,7 @@ def specs(draw: st.DrawFn, linears: Precisions = (), tables: Precisions = ()) ->
     width = draw(st.sampled_from([4, 8, 12]))
     head = parts.head(width)
     n_layers = draw(st.integers(1, 3))
+    isolates_query = isinstance(head, ClassifierHead) and draw(st.sampled_from([False, False, True]))
     may_exit = [isinstance(head, ClassifierHead) and index < n_layers - 1 for index in range(n_layers)]
     return RankerSpec(
         family=draw(st.sampled_from(get_args(Family))),
@@ -218,6 +219,7 @@ def specs(draw: st.DrawFn, linears: Precisions = (), tables: Precisions = ()) ->
         max_length=MAX_LENGTH,
         pad_id=draw(st.integers(0, 3)),
         separator_id=draw(st.integers(4, VOCABULARY - 1)),
+        isolates_query=isolates_query,
         embeddings=parts.embeddings(width),
         layers=tuple(parts.layer(width, may) for may in may_exit),
         final_norm=draw(SOME_NORM),

@@ -47,7 +47,7 @@ def calibration_batches(ranker: Ranker, pairs: Sequence[tuple[str, str]]) -> lis
     with torch.inference_mode():
         for rows in token_budget_batches(encoded.lengths, BATCH_TOKENS):
             inputs = {k: torch.from_numpy(v) for k, v in padded(encoded, rows, ranker.spec.pad_id).items()}
-            layout = TokenLayout.of(inputs["attention_mask"])
+            layout = ranker.module.lay_out(inputs["input_ids"], inputs["attention_mask"])
             embedded = ranker.module.embed(layout, inputs["input_ids"], inputs.get("token_type_ids"))
             batches.append(CalibrationBatch(rows, inputs, layout, embedded))
     return batches

@@ -13,7 +13,6 @@ from compressor.algorithms.calibration import CalibrationBatch
 from compressor.progress import progress
 from compressor.ranker.encoder import Encoder
 from compressor.ranker.linears import Linear
-from compressor.ranker.tokens import TokenLayout
 
 _Show = Callable[[str, Tensor, Tensor, Tensor], None]  # name, read [T, in], gradient [T, out], row of each token
 
@@ -91,7 +90,7 @@ def _show_gradients(module: Encoder, batches: Sequence[CalibrationBatch], names:
         for batch in batches:
             with torch.enable_grad(), _kept(parts) as (read, given):
                 # The batch's own layout was made where nothing is recorded.
-                layout = TokenLayout.of(batch.inputs["attention_mask"])
+                layout = module.lay_out(batch.inputs["input_ids"], batch.inputs["attention_mask"])
                 values = batch.embedded.clone().requires_grad_()
                 layers: Sequence[nn.Module] = list(module.layers)
                 for layer in layers:

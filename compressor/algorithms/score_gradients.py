@@ -13,7 +13,6 @@ from torch import Tensor
 from compressor.algorithms.calibration import CalibrationBatch
 from compressor.progress import progress
 from compressor.ranker.encoder import Encoder
-from compressor.ranker.tokens import TokenLayout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +90,8 @@ def _forward(module: Encoder, batch: CalibrationBatch) -> tuple[Tensor, _Values,
                 hooks.enter_context(_kept(layer.attention.output, read, written, (index, "attention")))
             if layer.ffn:
                 hooks.enter_context(_kept(layer.ffn.down, read, written, (index, "ffn")))
-        layout = TokenLayout.of(batch.inputs["attention_mask"])  # the batch's own was made where nothing is recorded
+        # The batch's own layout was made where nothing is recorded.
+        layout = module.lay_out(batch.inputs["input_ids"], batch.inputs["attention_mask"])
         values = batch.embedded.clone().requires_grad_()
         for layer in layers:
             values = layer(values, layout)

@@ -14,7 +14,6 @@ from compressor.algorithms.score_gradients import rank_centered
 from compressor.progress import progress
 from compressor.ranker.encoder import Encoder
 from compressor.ranker.ranker import Ranker
-from compressor.ranker.tokens import TokenLayout
 
 
 class Curvature(Protocol):
@@ -97,7 +96,8 @@ def _outer_parts(
     with torch.enable_grad(), ExitStack() as hooks:
         for name in names:
             hooks.enter_context(_kept(module.get_submodule(name), name, read, written))
-        layout = TokenLayout.of(batch.inputs["attention_mask"])  # the batch's own was made where nothing is recorded
+        # The batch's own layout was made where nothing is recorded.
+        layout = module.lay_out(batch.inputs["input_ids"], batch.inputs["attention_mask"])
         values = values.clone().requires_grad_()
         for layer in list(module.layers)[index:]:
             values = layer(values, layout)

@@ -21,6 +21,7 @@ from compressor.runtime.folder import (
     choose_graph,
     choose_onnx_file,
     choose_portable_file,
+    list_graphs,
 )
 from compressor.storage import sha256_file, sha256_json
 
@@ -145,8 +146,7 @@ def _content(row: RowSpec) -> list[Path]:
     if not row.is_graph:
         return files + [path for path in sorted(row.folder.iterdir()) if path.suffix in _CHECKPOINT_FILES]
     graph = row.graph_path
-    staged = cascade_of(row.folder, graph)
-    return [*files, graph, *(staged[1] if staged else ()), *external_data(graph)]
+    return [*files, graph, *list_graphs(row.folder, graph), *external_data(graph)]
 
 
 def _version(package: str) -> str:

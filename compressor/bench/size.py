@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 
 from compressor.bench.rows import RowSpec, external_data
-from compressor.runtime.folder import cascade_of
+from compressor.runtime.folder import cascade_of, shared_query_of
 
 _ATTENTION_KEYS = ("num_hidden_layers", "hidden_size")
 _OWN_SCOPE = "linear layers and attention, as computed by this graph"
 _CASCADE_SCOPE = "linear layers and attention, as computed by the cascade for these lists"
+_SHARED_SCOPE = (
+    "linear layers and attention of a candidate; its query, run once for a list, is not counted, and taken to be short"
+)
 _WITH_ATTENTION = "linear layers and attention, every layer at every token"
 _LINEAR_ONLY = "linear layers only"
 _ONCE_PER_PAIR = ("pooler", "classifier", "score.", "head.")
@@ -48,6 +51,10 @@ def cost_of(row: RowSpec, weights_path: Path, lengths: np.ndarray, stages: np.nd
     if staged and stages is not None:
         size = sum(path.stat().st_size for path in staged[1])
         return _own(row.folder / "spec.json", weights_path, size, lengths, stages)
+    shared = shared_query_of(row.folder, weights_path) if row.is_graph and weights_path.is_file() else None
+    if shared and row.engine == "onnx":
+        size = sum(path.stat().st_size for path in shared)
+        return _own(row.folder / "spec.json", weights_path, size, lengths, shares_query=True)
     if row.is_graph and (row.folder / "spec.json").is_file():
         return _own(row.folder / "spec.json", weights_path, size, lengths)
     if weights_path.suffix == ".onnx" and weights_path.is_file():
@@ -75,9 +82,14 @@ class _Counted:
 
 
 def _own(
-    spec_path: Path, weights_path: Path, size: int | None, lengths: np.ndarray, stages: np.ndarray | None = None
+    spec_path: Path,
+    weights_path: Path,
+    size: int | None,
+    lengths: np.ndarray,
+    stages: np.ndarray | None = None,
+    shares_query: bool = False,
 ) -> Cost:
-    from compressor.ranker.cost import macs, macs_of_stages, parameters
+    from compressor.ranker.cost import macs, macs_of_shared_query, macs_of_stages, parameters
     from compressor.ranker.sparsity import sparse_linears
     from compressor.ranker.spec import RankerSpec
 
@@ -89,12 +101,14 @@ def _own(
         return Cost(size_bytes=size, parameters=parameters(spec), macs_per_pair=mean, macs_scope=_CASCADE_SCOPE)
     spec = spec.without_exits()  # a cascade's, of which this graph has none
     different, counts = np.unique(lengths, return_counts=True)
-    total = sum(macs(spec, int(n)) * int(count) for n, count in zip(different, counts, strict=True))
+    each = [macs_of_shared_query(spec, n)[1] if shares_query else macs(spec, n) for n in different.tolist()]
+    total = sum(one * count for one, count in zip(each, counts.tolist(), strict=True))
     mean = total / len(lengths) if len(lengths) else None
     packed = _packed_bytes(weights_path) if sparse_linears(spec) else None
     return Cost(
-        size_bytes=size, packed_bytes=packed, parameters=parameters(spec), macs_per_pair=mean, macs_scope=_OWN_SCOPE
-    )
+        size_bytes=size, packed_bytes=packed, parameters=parameters(spec), macs_per_pair=mean,
+        macs_scope=_SHARED_SCOPE if shares_query else _OWN_SCOPE,
+    )  # fmt: skip
 
 
 def _packed_bytes(path: Path) -> int | None:

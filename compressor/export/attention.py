@@ -8,13 +8,16 @@ MultiHeadAttention makes these transposes on one thread and is slower on the CPU
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import torch
 
+from compressor.export.attention_bias import attention_bias
 from compressor.export.graph import FUSED, Graph
-from compressor.export.layout import Layout, attention_bias, by_heads, by_tokens, first_tokens, pad, padded_positions
+from compressor.export.layout import Layout, by_heads, by_tokens, first_tokens, pad, padded_positions, seen_by
 from compressor.export.linears import Product, Weights, fused_linears, linear
+from compressor.export.query_rows import keys_of
 from compressor.ranker.spec import AttentionPattern, AttentionSpec, LinearSpec, LowRankForm, RotarySpec
 
 
@@ -26,31 +29,33 @@ def attention(
 
     ``whole_keys``: write keys with their bias even where the attention can do without, see `keys_before_rotation`.
     """
-    is_plain = graph.floats == "fp32" and _is_plain(spec.key) and _is_plain(spec.value)
-    if first_only and is_plain and not spec.positions:
+    if first_only and _needs_no_keys(graph, spec):
         mixed = _first_tokens_mixed(graph, name, key, spec, weights, values, layout)
         return _output(graph, name, key, spec, weights, mixed, None)
     if first_only:
         asking = first_tokens(graph, layout, values, f"{name}.asking")
         query = linear(graph, f"{name}.query", f"{key}.query", spec.query, weights, asking)
-        asked = {"key": spec.key, "value": spec.value}
-        keys, held = fused_linears(graph, name, key, asked, weights, values)
+        keys, held = _keys_and_values(graph, name, key, spec, weights, values)
         queries = graph.reshape(query.value, f"{name}.query.heads", -1, spec.heads, 1, spec.head_width)
         queries = _biased(graph, f"{name}.query.biased", spec, query, queries)
     else:
-        parts = {"query": spec.query, "key": spec.key, "value": spec.value}
-        query, keys, held = fused_linears(graph, name, key, parts, weights, values)
+        if layout.query_rows:
+            query = linear(graph, f"{name}.query", f"{key}.query", spec.query, weights, values)
+            keys, held = _keys_and_values(graph, name, key, spec, weights, values)
+        else:
+            parts = {"query": spec.query, "key": spec.key, "value": spec.value}
+            query, keys, held = fused_linears(graph, name, key, parts, weights, values)
         queries = _heads(graph, f"{name}.query.heads", spec, query, layout)
         queries = _biased(graph, f"{name}.query.biased", spec, query, queries)
-    key_heads = _heads(graph, f"{name}.key.heads", spec, keys, layout)
+    key_heads = _seen_heads(graph, f"{name}.key.heads", spec, keys, layout)
     if spec.positions or whole_keys:
         biased = _biased(graph, f"{name}.key.biased", spec, keys, key_heads)
     if spec.positions:
         half = spec.head_width // 2
         queries = rotate(graph, f"{name}.query.rotated", queries, layout, spec.positions, half, first_only)
-        key_heads = rotate(graph, f"{name}.key.rotated", biased, layout, spec.positions, half, False)
+        key_heads = rotate(graph, f"{name}.key.rotated", biased, seen_by(layout), spec.positions, half, False)
     # Without rotation the keys' bias adds one number to all scores of a query, which the softmax takes out again.
-    value_heads = _heads(graph, f"{name}.value.heads", spec, held, layout)
+    value_heads = _seen_heads(graph, f"{name}.value.heads", spec, held, layout)
     left_over = held.bias
     if spec.output.precision.kind != "fp32":  # its input is rounded: what is added behind it would not be
         value_heads = _biased(graph, f"{name}.value.biased", spec, held, value_heads)
@@ -62,6 +67,18 @@ def attention(
     else:
         packed = by_tokens(graph, layout, mixed, f"{name}.packed", spec.heads, spec.head_width)
     return _output(graph, name, key, spec, weights, packed, left_over)
+
+
+def attention_keys(
+    graph: Graph, name: str, key: str, spec: AttentionSpec, weights: Weights, values: str, layout: Layout,
+    first_only: bool,
+) -> None:  # fmt: skip
+    """Write, of an attention, what tokens are to others alone: a query that is run apart hands it on."""
+    if first_only and _needs_no_keys(graph, spec):
+        keys_of(graph, layout, values, spec.key.inputs)
+        return
+    for product in _keys_and_values(graph, name, key, spec, weights, values):
+        keys_of(graph, layout, product.value, product.columns)
 
 
 def mix(
@@ -117,7 +134,8 @@ def _first_tokens_mixed(
     over all tokens become products over rows.
     """
     heads, width = spec.heads, spec.head_width
-    padded = graph.node("Unsqueeze", [pad(graph, layout, values, f"{name}.padded"), graph.ints(1)], f"{name}.tokens")
+    others, rows = keys_of(graph, layout, values, spec.key.inputs)
+    padded = graph.node("Unsqueeze", [pad(graph, others, rows, f"{name}.padded"), graph.ints(1)], f"{name}.tokens")
     asking = first_tokens(graph, layout, values, f"{name}.asking")
     query = linear(graph, f"{name}.query", f"{key}.query", spec.query, weights, asking)
     queries = graph.reshape(query.value, f"{name}.query.heads", -1, heads, 1, width)
@@ -126,8 +144,8 @@ def _first_tokens_mixed(
     turned = graph.node(
         "MatMul", [queries, graph.weight(f"{name}.key.weight", key_weight.numpy())], f"{name}.query.turned"
     )  # [B, H, 1, W]
-    rows = graph.node("Transpose", [turned], f"{name}.query.rows", perm=[0, 2, 1, 3])  # [B, 1, H, W]
-    scores = _scores(graph, f"{name}.mixed", rows, padded, 1 / math.sqrt(width))  # [B, 1, H, S]
+    asked = graph.node("Transpose", [turned], f"{name}.query.rows", perm=[0, 2, 1, 3])  # [B, 1, H, W]
+    scores = _scores(graph, f"{name}.mixed", asked, padded, 1 / math.sqrt(width))  # [B, 1, H, S]
     seen = graph.node("Add", [scores, attention_bias(graph, layout, spec.pattern, True)], f"{name}.mixed.seen")
     shares = graph.node("Softmax", [seen], f"{name}.mixed.shares", axis=-1)
     mixed = graph.node("MatMul", [shares, padded], f"{name}.mixed")  # [B, 1, H, W]
@@ -168,8 +186,25 @@ def _applied(spec: LinearSpec, key: str, weights: Weights, vector: torch.Tensor)
     return (weights[f"{key}.weight"].double() @ vector).float()
 
 
+def _needs_no_keys(graph: Graph, spec: AttentionSpec) -> bool:
+    """Whether one query per row can look at states themselves, see `_first_tokens_mixed`."""
+    return graph.floats == "fp32" and _is_plain(spec.key) and _is_plain(spec.value) and not spec.positions
+
+
+def _keys_and_values(
+    graph: Graph, name: str, key: str, spec: AttentionSpec, weights: Weights, values: str
+) -> list[Product]:
+    return fused_linears(graph, name, key, {"key": spec.key, "value": spec.value}, weights, values)
+
+
 def _is_plain(spec: LinearSpec) -> bool:
     return spec.is_one_matrix and spec.precision.kind == "fp32"
+
+
+def _seen_heads(graph: Graph, name: str, spec: AttentionSpec, product: Product, layout: Layout) -> str:
+    """Spread keys or values of all tokens that may be seen to heads."""
+    seen, value = keys_of(graph, layout, product.value, product.columns)
+    return _heads(graph, name, spec, replace(product, value=value), seen)
 
 
 def _heads(graph: Graph, name: str, spec: AttentionSpec, product: Product, layout: Layout) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import onnx
 from onnx import TensorProto, helper
 
+from compressor.export.attention_bias import query_ends
 from compressor.export.graph import Dialect, Graph
 from compressor.export.heads import head
 from compressor.export.layers import layer, norm
@@ -33,6 +36,8 @@ def write_graph(spec: RankerSpec, weights: Weights, dialect: Dialect = "ort") ->
     spec, weights = expanded(spec, {name: tensor.detach() for name, tensor in weights.items()})
     graph = Graph(dialect, max_length=spec.max_length)
     layout = build_layout(graph, "attention_mask")
+    if spec.isolates_query and spec.separator_id is not None:
+        layout = replace(layout, query_ends=query_ends(graph, layout, spec.separator_id))
     values = embeddings(graph, spec.embeddings, weights, layout)
     parts = None
     if spec.rule_layers and spec.separator_id is not None:

@@ -20,10 +20,12 @@ from compressor.export.manifest import (
     CASCADE_FILES,
     COMPANION_FILE,
     MAIN_FILE,
+    SHARED_QUERY,
     make_manifest,
 )
 from compressor.export.model_card import write_model_card
 from compressor.export.parity import Parity, check_parity, parity_batches, torch_results
+from compressor.export.shared_query import check_shared_query, shares_query, write_shared_query
 from compressor.families import can_be_stock, stock_checkpoint
 from compressor.ranker.builds import build_spec, check_builds
 from compressor.ranker.cost import linears_of, tables_of
@@ -33,6 +35,7 @@ from compressor.ranker.rounding import in_fp32
 from compressor.ranker.spec import LinearSpec, TableSpec, float_kind
 from compressor.runtime.cascade import OnnxCascade
 from compressor.runtime.folder import HALF_FILES, MANIFEST, PORTABLE_FILE
+from compressor.runtime.shared_query import OnnxSharedQuery
 from compressor.storage import whole_folder, write_json
 
 
@@ -69,7 +72,8 @@ def export_folder(
         ranker: what to export. Its spec decides what ``onnx/model.onnx`` is; exits are left out, in ``spec.json`` too:
             the graph gives the head's scores alone. One in half precision goes to a file of its own, for GPUs:
             ``onnx/model.onnx`` computes with the same weights in fp32, as CPUs run half precision slowly or not at all.
-            A cascade adds graphs of its own (``onnx/cascade_0.onnx``, ...), which read its exits.
+            A cascade adds graphs of its own (``onnx/cascade_0.onnx``, ...), which read its exits; an isolated query
+            those by which it is run once for a list (``onnx/query.onnx``, ``onnx/candidates.onnx``).
         folder: where to; one that exists is replaced.
         manifest: entries to add to ``rankpress.json``: recipe, teacher, data.
         calibration_pairs: (query, document) texts on which ONNX and torch are compared, beside made-up rows.
@@ -104,10 +108,14 @@ def export_folder(
             records.append(agreement)
             entries.append(asdict(agreement))
         cascade, agreements = _write_cascade(main, partial, batches)
+        if shares := shares_query(main.spec):
+            agreements.append(_write_shared_query(main, partial, batches))
         records += agreements
         entries += map(asdict, agreements)
         _write_small_files(ranker, main, partial)
-        whole = make_manifest(ranker, partial, entries, {"kind": _kind(ranker), **manifest}, cascade, builds)
+        more = {"kind": _kind(ranker), **manifest}
+        shared_query = SHARED_QUERY if shares else None
+        whole = make_manifest(ranker, partial, entries, more, cascade, shared_query, builds)
         write_json(partial / MANIFEST, whole)
         write_model_card(partial, whole, None)
     return ExportReport(
@@ -191,6 +199,13 @@ def _write_cascade(
     for name, graph in zip(files, graphs, strict=True):
         (folder / name).write_bytes(graph.SerializeToString())
     return settings, check_cascade(ranker, OnnxCascade.load(settings, [folder / name for name in files]), batches)
+
+
+def _write_shared_query(ranker: Ranker, folder: Path, batches: Sequence[dict[str, np.ndarray]]) -> Parity:
+    paths = [folder / SHARED_QUERY.query, folder / SHARED_QUERY.candidates]
+    for path, graph in zip(paths, write_shared_query(ranker.spec, ranker.weights), strict=True):
+        path.write_bytes(graph.SerializeToString())
+    return check_shared_query(ranker, OnnxSharedQuery.load(paths, ranker.tokenizer), batches)
 
 
 def _write_small_files(ranker: Ranker, main: Ranker, folder: Path) -> None:

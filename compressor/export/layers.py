@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from compressor.export.attention import attention
+from compressor.export.attention import attention, attention_keys
 from compressor.export.graph import FUSED, Graph
 from compressor.export.layout import Layout, first_tokens
 from compressor.export.linears import Product, Weights, add_bias, linear
@@ -126,3 +126,14 @@ def layer(
         read = normed("ffn", spec.ffn_norm, values, "pre")
         residual = added("ffn", feed_forward(graph, f"{name}.ffn", f"{key}.ffn", spec.ffn, weights, read), values)
     return normed("ffn", spec.ffn_norm, residual, "post")
+
+
+def layer_keys(
+    graph: Graph, index: int, spec: LayerSpec, weights: Weights, values: str, layout: Layout, first_only: bool
+) -> None:
+    """Write, of a layer with attention, what tokens are to others alone; ``first_only`` says who the others are."""
+    name, key = f"layer.{index}.attention", f"layers.{index}.attention"
+    if spec.norm_placement == "pre":
+        values = norm(graph, f"{name}_norm", f"{key}_norm", spec.attention_norm, weights, values)
+    if spec.attention:
+        attention_keys(graph, name, key, spec.attention, weights, values, layout, first_only)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from onnx import TensorProto
 
 from compressor.export.graph import Graph
-from compressor.ranker.spec import AttentionPattern, WindowPattern
 
-# Added to the score of a key that must not be seen. Padding repeats its row's first token, so a share of at most 1
-# shrinks by e^-40, which is lost far behind fp32's last bit. A larger number would hide no better and cost much: from
-# e^-87 on, exponentials are denormal numbers, on which softmax and products run 5 to 70 times as long.
-HIDDEN_PADDING = -40.0
-HIDDEN_TOKEN = -1e9  # a real token may score far above those that are seen
+if TYPE_CHECKING:
+    from compressor.export.query_rows import QueryRows
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,6 +28,8 @@ class Layout:
         column: int64 ``[T]``, the column in which each packed token stands.
         positions: int64 ``[T]``, each token's position in its row before any token was dropped.
         first: int64 ``[B]``, the packed index of each row's first token.
+        query_ends: int64 ``[B, 1]``, the column in which each row's query is over; None where queries see everything.
+        query_rows: what a query is to others, in graphs that have it apart from its documents.
     """
 
     name: str
@@ -42,9 +41,13 @@ class Layout:
     column: str
     positions: str
     first: str
+    query_ends: str | None = None
+    query_rows: QueryRows | None = None
 
 
-def build_layout(graph: Graph, mask: str, name: str = "layout", positions: str | None = None) -> Layout:
+def build_layout(
+    graph: Graph, mask: str, name: str = "layout", positions: str | None = None, query_ends: str | None = None
+) -> Layout:
     """Lay out a batch from its attention mask, int64 ``[B, S]``; rows are padded on the right.
 
     Args:
@@ -52,6 +55,7 @@ def build_layout(graph: Graph, mask: str, name: str = "layout", positions: str |
         mask: the mask's name.
         name: what this layout's values are named after.
         positions: int64 ``[T]``, of tokens that stand elsewhere than at their position; by default they do not.
+        query_ends: int64 ``[B, 1]``, where queries are isolated.
     """
     shape = graph.node("Shape", [mask], f"{name}.shape")
     columns = graph.node("Gather", [shape, graph.ints(1)], f"{name}.columns")
@@ -76,6 +80,7 @@ def build_layout(graph: Graph, mask: str, name: str = "layout", positions: str |
         column=column,
         positions=positions or column,
         first=first,
+        query_ends=query_ends,
     )
 
 
@@ -96,7 +101,7 @@ def keep_tokens(graph: Graph, layout: Layout, kept: str, name: str) -> tuple[Lay
     padded = graph.node("Mul", [pad(graph, layout, marks, f"{name}.padded_marks"), layout.mask], f"{name}.real_marks")
     counts = graph.node("ReduceSum", [padded, graph.ints(1)], f"{name}.kept_counts", keepdims=1)  # [B, 1]
     positions = graph.node("Gather", [layout.positions, index], f"{name}.positions", axis=0)
-    return build_layout(graph, _mask_of(graph, counts, f"{name}.mask"), name, positions), index
+    return build_layout(graph, _mask_of(graph, counts, f"{name}.mask"), name, positions, layout.query_ends), index
 
 
 def keep_rows(graph: Graph, layout: Layout, rows: str, name: str) -> tuple[Layout, str]:
@@ -214,50 +219,11 @@ def row_means(graph: Graph, layout: Layout, value: str, name: str) -> str:
     return graph.node("Squeeze", [means, graph.ints(1)], name)
 
 
-def attention_bias(graph: Graph, layout: Layout, pattern: AttentionPattern, first_only: bool) -> str:
-    """Return what is added to the scores, ``[B, 1, S or 1, S]``: 0 where a query sees a key, much less elsewhere.
-
-    Made once per pattern and shared by the layers that use it; mirrors `ranker.attention.visible`.
-    """
-
-    def make(name: str) -> str:
-        visible = graph.once(
-            f"{layout.name}.keys", lambda at: graph.node("Unsqueeze", [layout.real, graph.ints(1, 2)], at)
-        )
-        hidden = HIDDEN_PADDING
-        if pattern.kind != "full":
-            near = _near(graph, layout, pattern, name, first_only)
-            visible = graph.node("And", [visible, near], f"{name}.visible")
-            hidden = HIDDEN_TOKEN
-        return graph.node("Where", [visible, graph.float_scalar(0.0), graph.float_scalar(hidden)], name)
-
-    name = f"{layout.name}.bias." + "_".join(str(part) for part in pattern.model_dump().values())
-    if graph.floats != "fp32":
-        name = f"{name}.{graph.floats}"
-    return graph.once(f"{name}.first" if pattern.kind != "full" and first_only else name, make)
+def seen_by(layout: Layout) -> Layout:
+    """Return where all stands that tokens may see: their own row's, and those of a query that is run apart."""
+    return (layout.query_rows and layout.query_rows.seen) or layout
 
 
 def padded_positions(graph: Graph, layout: Layout) -> str:
     """Return each slot's position, int64 ``[B, S]``; made once."""
     return graph.once(f"{layout.name}.padded_positions", lambda at: pad(graph, layout, layout.positions, at))
-
-
-def _near(graph: Graph, layout: Layout, pattern: AttentionPattern, name: str, first_only: bool) -> str:
-    positions = padded_positions(graph, layout)
-    short = graph.once(
-        f"{layout.name}.short_positions", lambda at: graph.node("Cast", [positions], at, to=6)
-    )  # S² of them
-    asking = short
-    if first_only:
-        asking = graph.node("Gather", [short, graph.ints(0)], f"{name}.asking", axis=1)
-    rows = graph.node("Unsqueeze", [asking, graph.ints(1, 3)], f"{name}.rows")  # [B, 1, S or 1, 1]
-    columns = graph.node("Unsqueeze", [short, graph.ints(1, 2)], f"{name}.columns")  # [B, 1, 1, S]
-    distance = graph.node("Sub", [rows, columns], f"{name}.distance")
-    if isinstance(pattern, WindowPattern):
-        distance = graph.node("Abs", [distance], f"{name}.magnitude")
-        return graph.node("LessOrEqual", [distance, _int32(graph, pattern.reach)], f"{name}.near")
-    return graph.node("GreaterOrEqual", [distance, _int32(graph, 0)], f"{name}.near")
-
-
-def _int32(graph: Graph, value: int) -> str:
-    return graph.weight(f"int32.{value}", np.array(value, dtype=np.int32))

@@ -17,18 +17,30 @@ from compressor.ranker.builds import build_spec
 from compressor.ranker.cost import linears_of, tables_of
 from compressor.ranker.ranker import Ranker
 from compressor.ranker.spec import RankerSpec
-from compressor.runtime.folder import BUILDS_KEY, CASCADE_KEY, HALF_FILES, MAIN_FILE_KEY, MANIFEST, PORTABLE_FILE
+from compressor.runtime.folder import (
+    BUILDS_KEY,
+    CASCADE_KEY,
+    HALF_FILES,
+    MAIN_FILE_KEY,
+    MANIFEST,
+    PORTABLE_FILE,
+    SHARED_QUERY_KEY,
+    SharedQueryFiles,
+)
 from compressor.storage import sha256_file
 
 MAIN_FILE = "onnx/model.onnx"
 COMPANION_FILE = "onnx/model_quantized.onnx"
 CASCADE_FILES = "onnx/cascade_{place}.onnx"
+SHARED_QUERY = SharedQueryFiles(query="onnx/query.onnx", candidates="onnx/candidates.onnx")
 CARD = "README.md"
 _ROLES = {
     MAIN_FILE: "main",
     COMPANION_FILE: "companion: the main file in dynamic int8",
     PORTABLE_FILE: "portable: the main file in standard ops",
     **{file: f"{kind}: the ranker in half precision, for GPUs" for kind, file in HALF_FILES.items()},
+    SHARED_QUERY.query: "shared query: the ranker on a query, once for a list",
+    SHARED_QUERY.candidates: "shared query: the ranker on candidates beside it",
     "model.safetensors": "checkpoint: loads with transformers and sentence-transformers",
     "spec.json": "shape",
     "config.json": "settings",
@@ -44,6 +56,7 @@ def make_manifest(
     parity: list[dict[str, Any]],
     more: Mapping[str, Any],
     cascade: ExportedCascade | None = None,
+    shared_query: SharedQueryFiles | None = None,
     builds: Sequence[Build] = (),
 ) -> dict[str, Any]:
     """Return the manifest of a folder whose files are all written, the card apart.
@@ -54,6 +67,7 @@ def make_manifest(
         parity: agreement of each ONNX file with torch.
         more: the caller's entries (recipe, teacher, data); a key of ours is refused.
         cascade: what ranks lists, if there is such a thing.
+        shared_query: what scores lists with the query run once, if there is such a thing.
         builds: what runs in the main file's place on the CPUs that each is for.
     """
     roles = {**_ROLES, **{build.file: _role(ranker, build) for build in builds}}
@@ -75,6 +89,8 @@ def make_manifest(
     }
     if cascade:
         manifest[CASCADE_KEY] = cascade.model_dump(mode="json")
+    if shared_query:
+        manifest[SHARED_QUERY_KEY] = shared_query.model_dump(mode="json")
     if builds:
         manifest[BUILDS_KEY] = [build.model_dump(mode="json") for build in builds]
     clash = manifest.keys() & more.keys()

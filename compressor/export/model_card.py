@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from compressor.export.manifest import CARD, COMPANION_FILE
-from compressor.runtime.folder import BUILDS_KEY, CASCADE_KEY, HALF_FILES, PORTABLE_FILE
+from compressor.runtime.folder import BUILDS_KEY, CASCADE_KEY, HALF_FILES, PORTABLE_FILE, SHARED_QUERY_KEY
 from compressor.storage import write_whole
 
 
@@ -83,6 +83,8 @@ def _usage(manifest: Mapping[str, Any]) -> str:
     parts.append(_SERVERS)
     if CASCADE_KEY in manifest:
         parts.append(_CASCADE)
+    if SHARED_QUERY_KEY in manifest:
+        parts.append(_SHARED_QUERY)
     builds = manifest.get(BUILDS_KEY, [])
     if COMPANION_FILE in manifest["files"] and COMPANION_FILE not in {build["file"] for build in builds}:
         parts.append(_COMPANION)
@@ -179,6 +181,11 @@ _CASCADE = """**Lists are ranked in stages.** rankpress runs the graphs `onnx/ca
 the last, the weakest candidates of the query are dropped (`cascade` in `rankpress.json` says how many stay). A dropped
 one stands below all that went further, with a score that compares within its ranking alone. `score`, and every other
 runtime, takes `onnx/model.onnx`, at full depth.
+"""
+
+_SHARED_QUERY = """**A list's query is run once.** Queries do not see documents here, so that rankpress's `rank` runs
+`onnx/query.onnx` on the query and `onnx/candidates.onnx` on the documents beside it. Scores are those of
+`onnx/model.onnx`, which `score` and every other runtime take.
 """
 
 _COMPANION = """`onnx/model_quantized.onnx` is the main file in dynamic int8, for consumers that look for that name

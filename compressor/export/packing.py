@@ -19,7 +19,7 @@ import numpy as np
 
 from compressor.errors import Fault, InputError
 from compressor.progress import progress
-from compressor.runtime.folder import BUILDS_KEY, MANIFEST, main_file
+from compressor.runtime.folder import BUILDS_KEY, CASCADE_KEY, MANIFEST, SHARED_QUERY_KEY, main_file
 from compressor.runtime.packed import MAGIC, BytesPart, Header, NumbersPart, PackedFile, Values, restored
 from compressor.storage import read_json, write_whole_bytes
 
@@ -231,9 +231,21 @@ def _manifest(folder: Path, files: Sequence[PackedFile], values: Values) -> byte
         }
         if isinstance(builds := manifest.get(BUILDS_KEY), list):
             manifest[BUILDS_KEY] = [one for one in builds if isinstance(one, dict) and one.get("file") in own]
+        for key in (CASCADE_KEY, SHARED_QUERY_KEY):  # their graphs are left out where the main file alone is packed
+            if not set(_graphs(manifest.get(key))) <= own.keys():
+                del manifest[key]
         if values != "exact":
             manifest["rounded"] = {"values": values, "note": _note(values).strip()}
     return (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _graphs(entry: Any) -> list[str]:
+    """Return the graphs that an entry of a manifest names."""
+    if isinstance(entry, dict):
+        return [name for one in entry.values() for name in _graphs(one)]
+    if isinstance(entry, list):
+        return [name for one in entry for name in _graphs(one)]
+    return [entry] if isinstance(entry, str) and entry.endswith(".onnx") else []
 
 
 def _note(values: Values) -> str:

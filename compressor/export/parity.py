@@ -38,6 +38,10 @@ _ROUNDING_CAUSE = (
     "layer; allowed is 4 times the movement of the torch simulation when its biases and gains change by one part in "
     "{parts}"
 )
+_MATES_CAUSE = (
+    "8-bit rounding by the range of a whole batch: rows met others here; allowed is 4 times what scores move when each "
+    "row is alone"
+)
 _HALF_CAUSE = "; which states are rounded between two operators differs between runtimes"
 # How much biases and gains are changed: where sums are fp32, by what their order moves; else by half a step.
 _NOISE = {"fp32": 1_000_000, "fp16": 2**11, "bf16": 2**8}
@@ -114,6 +118,8 @@ def compare(
     batches: Batches,
     found: np.ndarray,
     results: Results | None = None,
+    *,
+    other_mates: bool = False,
 ) -> Parity:
     """Compare a file's results with those of torch.
 
@@ -123,6 +129,7 @@ def compare(
         batches: padded inputs.
         found: what the file gave for all rows, float32 ``[n, 1 or width]``.
         results: what a module gives for all rows; by default what it returns.
+        other_mates: the file met rows beside others than their batch's, which scales of a whole batch answer to.
 
     Raises:
         RunError: as `check_parity`.
@@ -142,6 +149,9 @@ def compare(
     noise = None
     if parts:
         noise = _rounding_noise(ranker, batches, expected, 1 / parts, results)
+        if other_mates and not all(linear.precision.is_batch_invariant for _, linear in linears_of(ranker.spec)):
+            cause = _MATES_CAUSE
+            noise = _larger(noise, _distance(results(ranker.module, _one_by_one(batches)), expected))
     elif largest > _FLOAT_TOLERANCE:
         cause, noise = _MAGNIFIED_CAUSE, _distance(expected, results(copy.deepcopy(ranker.module).double(), batches))
     if noise:
@@ -193,6 +203,18 @@ def clear_rows(ranker: Ranker, batches: Sequence[Mapping[str, np.ndarray]], leas
 def _distance(found: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
     gaps = np.abs(found.astype(np.float64) - expected)
     return float(gaps.max()), float(np.sqrt((gaps**2).mean()))
+
+
+def _larger(one: tuple[float, float], other: tuple[float, float]) -> tuple[float, float]:
+    return max(one[0], other[0]), max(one[1], other[1])
+
+
+def _one_by_one(batches: Batches) -> Batches:
+    return [
+        {name: array[row : row + 1] for name, array in batch.items()}
+        for batch in batches
+        for row in range(len(batch["input_ids"]))
+    ]
 
 
 def _rounding_noise(
@@ -251,6 +273,8 @@ def _made_up(spec: RankerSpec) -> Iterator[dict[str, np.ndarray]]:
         mask = (np.arange(longest) < lengths[:, None]).astype(np.int64)
         segments = spec.embeddings.segments.rows if spec.embeddings.segments else 1
         ids = generator.integers(0, spec.embeddings.tokens.rows, shape)
+        if spec.isolates_query and spec.separator_id is not None:  # else most rows would be all query
+            ids[np.arange(n_rows), generator.integers(0, lengths)] = spec.separator_id
         yield {
             "input_ids": np.where(mask == 1, ids, spec.pad_id).astype(np.int64),
             "attention_mask": mask,

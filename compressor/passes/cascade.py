@@ -77,6 +77,12 @@ class Cascade(Pass):
         refuse_bi_encoder(spec)
         if spec.cascade:
             raise PlanError("a ranker that has a cascade", allowed="one without", fix="leave one of the two passes out")
+        if spec.isolates_query:
+            raise PlanError(
+                "a ranker that isolates queries, and a cascade's graphs do not hand on where these end",
+                allowed="one whose queries see documents",
+                fix="leave one of the two passes out",
+            )
         if spec.rule_layers:
             raise PlanError(
                 f"a ranker that lets tokens go behind layer {spec.rule_layers[0]}",

@@ -151,7 +151,8 @@ def with_rules(
             setting=setting,
         )
     changed = with_token_rules(spec, {**gone, **rules})
-    return changed.changed(separator_id=None) if gone and not changed.rule_layers else changed
+    needs_separator = changed.rule_layers or changed.isolates_query
+    return changed if needs_separator or not gone else changed.changed(separator_id=None)
 
 
 def ruled_as(ranker: Ranker, spec: RankerSpec, supply: Supply, verb: str) -> Ranker:
@@ -167,14 +168,18 @@ def ruled_as(ranker: Ranker, spec: RankerSpec, supply: Supply, verb: str) -> Ran
     gone = [layer for layer in ranker.spec.rule_layers if layer not in spec.rule_layers]
     if gone:
         supply.note(TAKEN_AWAY, gone)
-    shapes = expected_shapes(told := _told_apart(ranker, spec, verb))
+    shapes = expected_shapes(told := told_apart(ranker, spec, verb))
     weights = {name: ranker.weights[name] if name in ranker.weights else torch.zeros(shapes[name]) for name in shapes}
     return ranker.changed(spec=told, weights=weights)
 
 
-def _told_apart(ranker: Ranker, spec: RankerSpec, verb: str) -> RankerSpec:
-    """Return a shape with token rules that knows the separator of the ranker's tokenizer."""
-    if not spec.rule_layers:
+def told_apart(ranker: Ranker, spec: RankerSpec, verb: str) -> RankerSpec:
+    """Return a shape that knows the separator of the ranker's tokenizer, where something in it goes by that.
+
+    Raises:
+        InputError: pairs have no separator.
+    """
+    if not spec.rule_layers and not spec.isolates_query:
         return spec
     separator = ranker.tokenizer.separator_id
     if separator is None:

@@ -123,7 +123,8 @@ def rotate(values: Tensor, positions: Tensor, spec: RotarySpec) -> Tensor:
 def visible(pattern: AttentionPattern, layout: TokenLayout, first_only: bool) -> Tensor:
     """Return which keys each query may see: bool ``[B, 1, S or 1, S]``, broadcast over heads.
 
-    No query sees nothing, which would give NaN: padding stands where its row's last real token stands.
+    No query sees nothing, which would give NaN: padding stands where its row's last real token stands. A row's first
+    token is none of an isolated query's.
     """
     keys = layout.mask[:, None, None, :]
     if isinstance(pattern, WindowPattern | CausalPattern):
@@ -132,4 +133,6 @@ def visible(pattern: AttentionPattern, layout: TokenLayout, first_only: bool) ->
         distance = asking[:, :, None] - positions[:, None, :]
         near = distance.abs() <= pattern.reach if isinstance(pattern, WindowPattern) else distance >= 0
         keys = keys & near[:, None]
+    if layout.isolated is not None and not first_only:
+        keys = keys & (~layout.isolated[:, None, :, None] | layout.isolated[:, None, None, :])
     return keys

@@ -56,7 +56,7 @@ def run_cascade(
         float32 ``[C]``, the logit of the last stage that each row reached (of the head, for those that got there); and
         int64 ``[C]``, how many stages each row passed.
     """
-    layout = TokenLayout.of(attention_mask)
+    layout = module.lay_out(input_ids, attention_mask)
     values = module.embed(layout, input_ids, token_type_ids)
     rows = torch.arange(len(input_ids))
     logits, stages = values.new_empty(len(rows)), torch.zeros_like(rows)

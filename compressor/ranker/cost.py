@@ -72,6 +72,36 @@ def macs_of_stages(spec: RankerSpec, n_tokens: int) -> list[int]:
     return [*found, total + macs(spec, n_tokens) - below]
 
 
+def macs_of_shared_query(spec: RankerSpec, n_tokens: int, query_tokens: int = QUERY_TOKENS) -> tuple[int, int]:
+    """Return the multiply-adds of a query, once for a list, and of each candidate, where queries are isolated.
+
+    Counted as in `macs`. Of the last attention that the head's tokens come through, the query's keys and values alone
+    are made.
+
+    Args:
+        spec: the shape, without token rules.
+        n_tokens: of a whole pair, the query's among them.
+        query_tokens: of the query's text; one separator goes with them.
+    """
+    n_query = min(query_tokens + 1, n_tokens - 1)
+    n_own = n_tokens - n_query
+    query, candidate = _embedding_macs(spec, n_query), _embedding_macs(spec, n_own)
+    last_read = last_attention(spec) if spec.reads_first_token_only else None
+    for index, layer in enumerate(spec.layers):
+        first_only = index == len(spec.layers) - 1 and spec.reads_first_token_only
+        candidate += _layer_macs(layer, n_own, 1 if first_only else n_own, n_tokens)
+        if last_read is None or index < last_read:
+            query += _layer_macs(layer, n_query, n_query)
+        elif index == last_read and layer.attention:
+            query += (linear_macs(layer.attention.key) + linear_macs(layer.attention.value)) * n_query
+    return query, candidate + (_head_macs(spec.head) if isinstance(spec.head, ClassifierHead) else 0)
+
+
+def last_attention(spec: RankerSpec) -> int | None:
+    """Return the index of the last layer that has an attention; None where no token sees another."""
+    return max((index for index, layer in enumerate(spec.layers) if layer.attention), default=None)
+
+
 def macs_by_linear(spec: RankerSpec, n_tokens: int) -> dict[str, int]:
     """Return the part that each linear has in `macs`, by name; attention products are the rest of it.
 
@@ -89,12 +119,13 @@ def _embedding_macs(spec: RankerSpec, n_tokens: int) -> int:
     return linear_macs(spec.embeddings.project) * n_tokens if spec.embeddings.project else 0
 
 
-def _layer_macs(layer: LayerSpec, n_tokens: int, asking: int) -> int:
+def _layer_macs(layer: LayerSpec, n_tokens: int, asking: int, n_seen: int | None = None) -> int:
+    """Return those of a layer over so many tokens, of which some ask, and see all of them or other numbers of keys."""
     total = 0
     if a := layer.attention:
         total += (linear_macs(a.query) + linear_macs(a.output)) * asking
         total += (linear_macs(a.key) + linear_macs(a.value)) * n_tokens
-        total += 2 * asking * n_tokens * a.heads * a.head_width
+        total += 2 * asking * (n_tokens if n_seen is None else n_seen) * a.heads * a.head_width
     parts = [getattr(layer.ffn, name, None) for name in ("up", "gate", "down")]  # a linear map has the last alone
     return total + sum(linear_macs(part) for part in parts if part) * asking
 

@@ -18,7 +18,7 @@ from compressor.ranker.spec import EmbeddingsSpec, RankerSpec, TokenRule
 from compressor.ranker.sub_network import WHOLE, SubNetwork
 from compressor.ranker.token_rule_spec import ask_for_query_terms
 from compressor.ranker.token_scores import Reached
-from compressor.ranker.tokens import RowParts, TokenLayout
+from compressor.ranker.tokens import RowParts, TokenLayout, query_ends
 from compressor.ranker.trace import Trace, watched_relations
 
 
@@ -52,13 +52,15 @@ class Encoder(nn.Module):
     run, the whole but where training sets another (`compressor.ranker.sub_network.running`).
 
     Raises:
-        RunError: token rules without the id that they tell query and document apart by.
+        RunError: token rules or isolated queries without the id that query and document are told apart by.
     """
 
     def __init__(self, spec: RankerSpec) -> None:
         super().__init__()
         if spec.rule_layers and spec.separator_id is None:
             raise RunError("the spec has token rules and no separator_id, which tells query and document apart")
+        if spec.isolates_query and spec.separator_id is None:
+            raise RunError("the spec isolates queries and has no separator_id, which tells where they end")
         self.spec = spec
         self.gradient_checkpointing = False
         self.part: SubNetwork = WHOLE
@@ -78,7 +80,7 @@ class Encoder(nn.Module):
             attention_mask: ``[B, S]``, 1 on real tokens.
             token_type_ids: int64 ``[B, S]``; zeros where absent.
         """
-        layout = TokenLayout.of(attention_mask)
+        layout = self.lay_out(input_ids, attention_mask)
         values = self.embed(layout, input_ids, token_type_ids)
         first_only = self.spec.reads_first_token_only and self._runs_last
         for _, state, its_layout, _ in self._states(values, layout, self._parts(layout, input_ids), first_only):
@@ -102,7 +104,7 @@ class Encoder(nn.Module):
             input_ids, attention_mask, token_type_ids: as in `forward`.
             relations: layers whose queries, keys and values are wanted.
         """
-        layout = TokenLayout.of(attention_mask)
+        layout = self.lay_out(input_ids, attention_mask)
         states, layouts = [self.embed(layout, input_ids, token_type_ids)], [layout]
         reductions = {}
         parts = self._parts(layout, input_ids)
@@ -124,6 +126,13 @@ class Encoder(nn.Module):
             logits=logits, states=states, layouts=layouts, reductions=reductions, relations=found, exits=exits,
             skipped=skipped,
         )  # fmt: skip
+
+    def lay_out(self, input_ids: Tensor, attention_mask: Tensor) -> TokenLayout:
+        """Return where the tokens of a padded batch ``[B, S]`` stand, and where queries end if they are isolated."""
+        separator = self.spec.separator_id
+        if not self.spec.isolates_query or separator is None:
+            return TokenLayout.of(attention_mask)
+        return TokenLayout.of(attention_mask, query_ends=query_ends(input_ids, attention_mask, separator))
 
     def embed(self, layout: TokenLayout, input_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
         """Return the packed embeddings ``[T, width]``."""

@@ -9,6 +9,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from compressor.records import Record
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu", "tanh"]
+Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class DenseForm(Record):
@@ -204,6 +205,14 @@ class TableSpec(Record):
     rows: PositiveInt
     width: PositiveInt
     precision: TablePrecision = Float32()
+
+
+class DropoutSpec(Record):
+    """Dropout shares, in force only while training."""
+
+    hidden: Share = 0.0
+    attention: Share = 0.0
+    head: Share = 0.0
 
 
 class NormSpec(Record):

@@ -8,7 +8,7 @@ Layers need not be alike: each has its own heads, widths, norms, linear forms an
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import (
     Field,
@@ -37,6 +37,7 @@ from compressor.ranker.parts_spec import (
     BFloat16,
     DenseForm,
     DenseSparseForm,
+    DropoutSpec,
     Float16,
     Float32,
     FloatKind,
@@ -119,8 +120,6 @@ __all__ = [
     "float_kind",
 ]
 
-Share = Annotated[float, Field(ge=0, lt=1)]
-
 
 class EmbeddingsSpec(Record):
     """Token + position + segment embeddings, norm, and an optional projection to the residual width (ELECTRA).
@@ -147,18 +146,10 @@ class EmbeddingsSpec(Record):
         return self
 
 
-class DropoutSpec(Record):
-    """Dropout shares, in force only while training."""
-
-    hidden: Share = 0.0
-    attention: Share = 0.0
-    head: Share = 0.0
-
-
 Family = Literal["bert", "electra", "roberta", "xlm-roberta", "distilbert", "modernbert"]
 
 
-_LATER = ("cascade", "separator_id")
+_LATER = {"cascade": None, "separator_id": None, "isolates_query": False}
 
 
 class RankerSpec(Record):
@@ -166,8 +157,11 @@ class RankerSpec(Record):
 
     ``family`` names the stock architecture the ranker came from; ``max_length`` is the longest row in tokens.
     ``cascade``: where a query's list of candidates shrinks on its way up. Pairs are scored at full depth all the same.
-    ``separator_id``: the token between query and document, which token rules go by; a shape that is only planned may
-    lack it.
+    ``isolates_query``: whether the query's tokens see each other alone, in every layer; all others see everything. The
+    query's are those behind a row's first token up to its first separator, that one included. Then what they become,
+    and what others see of them, does not depend on the document.
+    ``separator_id``: the token between query and document, which token rules and isolated queries go by; a shape that
+    is only planned may lack it.
     """
 
     schema_version: Literal[1] = 1
@@ -177,6 +171,7 @@ class RankerSpec(Record):
     max_length: PositiveInt
     pad_id: NonNegativeInt
     separator_id: NonNegativeInt | None = None
+    isolates_query: bool = False
     embeddings: EmbeddingsSpec
     layers: tuple[LayerSpec, ...] = Field(min_length=1)
     final_norm: NormSpec | None = None
@@ -222,11 +217,21 @@ class RankerSpec(Record):
                 raise ValueError(f"layers.{index} has no attention, by which its token rule judges tokens")
         return self
 
+    @model_validator(mode="after")
+    def _isolated_queries_make_sense(self) -> Self:
+        if self.isolates_query and not isinstance(self.head, ClassifierHead):
+            raise ValueError("a bi-encoder's rows hold one text: they have no query to isolate from a document")
+        if self.isolates_query and self.cascade:
+            raise ValueError("a cascade of a ranker that isolates queries: its graphs do not hand on where these end")
+        return self
+
     @model_serializer(mode="wrap")
     def _without_what_is_absent(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out what stored rankers did not have from the first, so that their fingerprints stay what they were."""
         written: dict[str, Any] = write(self)
-        return {name: value for name, value in written.items() if name not in _LATER or getattr(self, name) is not None}
+        return {
+            name: value for name, value in written.items() if name not in _LATER or getattr(self, name) != _LATER[name]
+        }
 
     def _residual_widths(self) -> list[tuple[str, int]]:
         embedded = self.embeddings.project.outputs if self.embeddings.project else self.embeddings.tokens.width

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compressor.ranker.spec import LearnedScorer, PageRankScorer, TokenScorer
+from compressor.ranker.attention import visible
+from compressor.ranker.spec import FullPattern, LearnedScorer, PageRankScorer, TokenScorer
 from compressor.ranker.tokens import RowParts, TokenLayout
 
 if TYPE_CHECKING:
@@ -101,7 +102,8 @@ def standardized(reached: Reached) -> tuple[Tensor, Tensor]:
 def attention_paid(reached: Reached, n_asking: int) -> Tensor:
     """Return what the first ``n_asking`` tokens of each row pay to its real tokens, ``[B, asking, S]``, heads averaged.
 
-    fp32 or finer. Windows are not heeded: the first token's would hide most of a long document.
+    fp32 or finer. Windows are not heeded: the first token's would hide most of a long document. What an isolated query
+    does not see it does not pay to: documents are then judged by the first token alone.
     """
     layer: Any = reached.layer
     values = reached.read
@@ -114,7 +116,8 @@ def attention_paid(reached: Reached, n_asking: int) -> Tensor:
         products = torch.matmul(query * query.shape[-1] ** -0.5, key)  # [B, H, asking, S]
         if reached.layout.log_gates is not None:
             products = products + reached.layout.log_gates[:, None, None, :]
-        products = products.masked_fill(~reached.layout.mask[:, None, None, :], torch.finfo(exact).min)
+        seen = visible(FullPattern(), reached.layout, first_only=False)[:, :, :n_asking]
+        products = products.masked_fill(~seen, torch.finfo(exact).min)
         return products.softmax(dim=-1).mean(dim=1)
 
 

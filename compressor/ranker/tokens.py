@@ -25,6 +25,9 @@ class TokenLayout:
         first: int64 ``[B]``, the packed index of each row's first token.
         log_gates: ``[B, S]``, the logarithm of how far each token stays while a choice is learned, added to its score
             as a key; 0 for tokens that surely stay. None where tokens stay or go.
+        query_ends: int64 ``[B]``, the column in which each row's query is over, where queries are isolated: its tokens
+            stand from the second column up to that one, in which none of them stands any more. It never moves, as all
+            before the document stays.
     """
 
     mask: Tensor
@@ -33,12 +36,14 @@ class TokenLayout:
     positions: Tensor
     first: Tensor
     log_gates: Tensor | None = None
+    query_ends: Tensor | None = None
 
     @classmethod
-    def of(cls, mask: Tensor, positions: Tensor | None = None) -> TokenLayout:
+    def of(cls, mask: Tensor, positions: Tensor | None = None, query_ends: Tensor | None = None) -> TokenLayout:
         """Lay out a batch from its attention mask ``[B, S]``; rows are padded on the right.
 
         ``positions``: int64 ``[T]``, of tokens that stand elsewhere than at their position; by default they do not.
+        ``query_ends``: int64 ``[B]``, where queries are isolated.
         """
         mask = mask.bool()
         flat = mask.reshape(-1)
@@ -50,6 +55,7 @@ class TokenLayout:
             to_padded=(flat.long().cumsum(0) - 1).clamp(min=0),
             positions=to_packed % mask.shape[1] if positions is None else positions,
             first=counts.cumsum(0) - counts,
+            query_ends=query_ends,
         )
 
     def keep_tokens(self, kept: Tensor) -> tuple[TokenLayout, Tensor]:
@@ -64,7 +70,7 @@ class TokenLayout:
         index = kept.nonzero().squeeze(1)
         counts = self.mask.new_zeros(self.mask.shape, dtype=torch.long)
         counts.view(-1)[self.to_packed[index]] = 1
-        return TokenLayout.of(_mask_of(counts.sum(dim=1)), self.positions[index]), index
+        return TokenLayout.of(_mask_of(counts.sum(dim=1)), self.positions[index], self.query_ends), index
 
     def keep_rows(self, rows: Tensor) -> tuple[TokenLayout, Tensor]:
         """Lay out the rows that stay, in the order in which they are named, trimmed to the longest of them.
@@ -78,7 +84,8 @@ class TokenLayout:
         mask = _mask_of(self.mask.sum(dim=1)[rows])
         row, place = mask.nonzero(as_tuple=True)
         index = self.first[rows[row]] + place
-        return TokenLayout.of(mask, self.positions[index]), index
+        query_ends = None if self.query_ends is None else self.query_ends[rows]
+        return TokenLayout.of(mask, self.positions[index], query_ends), index
 
     def pad(self, values: Tensor) -> Tensor:
         """Spread packed values ``[T, ...]`` to the padded view ``[B, S, ...]``; what padding holds is never read."""
@@ -95,6 +102,14 @@ class TokenLayout:
         rows = torch.div(self.to_packed, self.mask.shape[1], rounding_mode="floor")
         sums = values.new_zeros(self.mask.shape[0], values.shape[1]).index_add(0, rows, values)
         return sums / self.n_tokens[:, None]
+
+    @property
+    def isolated(self) -> Tensor | None:
+        """Which slots hold tokens of an isolated query, bool ``[B, S]``; None where queries are not isolated."""
+        if self.query_ends is None:
+            return None
+        columns = torch.arange(self.mask.shape[1], device=self.mask.device)
+        return (columns > 0) & (columns < self.query_ends[:, None])
 
     @property
     def n_tokens(self) -> Tensor:
@@ -154,6 +169,21 @@ class RowParts:
         """Return float32 ``[B, S]``: equal shares for a row's asking tokens, which add up to 1, 0 elsewhere."""
         columns = torch.arange(layout.mask.shape[1], device=layout.mask.device)
         return (columns < self.n_asking[:, None]).float() / self.n_asking[:, None]
+
+
+def query_ends(input_ids: Tensor, mask: Tensor, separator_id: int) -> Tensor:
+    """Return in which column each row's query is over, int64 ``[B]``: the one behind its first separator.
+
+    A row without a separator is all query.
+
+    Args:
+        input_ids: int64 ``[B, S]``.
+        mask: ``[B, S]``, 1 on real tokens.
+        separator_id: the id between query and document.
+    """
+    separates = ((input_ids == separator_id) & mask.bool()).long()
+    n_before = separates.cumsum(dim=1) - separates
+    return ((n_before == 0) & mask.bool()).sum(dim=1)
 
 
 def take_tokens(values: Tensor, index: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -13,15 +13,27 @@ from compressor.cascade_stages import ExportedCascade
 from compressor.cpu import cpu_class
 from compressor.errors import Fault, InputError, suggest
 from compressor.recipe_faults import faults_of
+from compressor.records import Record
 from compressor.storage import inside, read_json
 
 MANIFEST = "rankpress.json"
 MAIN_FILE_KEY = "main_file"
 CASCADE_KEY = "cascade"
 BUILDS_KEY = "builds"
+SHARED_QUERY_KEY = "shared_query"
 PORTABLE_FILE = "onnx/model_portable.onnx"
 HALF_FILES = {"fp16": "onnx/model_fp16.onnx", "bf16": "onnx/model_bf16.onnx"}
 _USUAL_FILES = ("onnx/model.onnx", "model.onnx")
+
+
+Kind = TypeVar("Kind", bound=Record)
+
+
+class SharedQueryFiles(Record):
+    """Graphs of a folder by which a query is run once for a list: its own, and that of its candidates."""
+
+    query: str
+    candidates: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -153,16 +165,44 @@ def cascade_of(folder: Path, onnx_path: Path) -> tuple[ExportedCascade, list[Pat
     Raises:
         InputError: the manifest's entry is broken, or a graph is missing or outside the folder.
     """
+    settings = _entry(folder, onnx_path, CASCADE_KEY, ExportedCascade)
+    if settings is None:
+        return None
+    return settings, [_existing(folder, name, source=folder / MANIFEST, where=CASCADE_KEY) for name in settings.files]
+
+
+def shared_query_of(folder: Path, onnx_path: Path) -> list[Path] | None:
+    """Return the graphs that score lists in the place of a folder's main file: the query's, and its candidates'.
+
+    None where the manifest names none, or where the graph in use is another than the main file.
+
+    Raises:
+        InputError: as `cascade_of`.
+    """
+    files = _entry(folder, onnx_path, SHARED_QUERY_KEY, SharedQueryFiles)
+    if files is None:
+        return None
+    names = (files.query, files.candidates)
+    return [_existing(folder, name, source=folder / MANIFEST, where=SHARED_QUERY_KEY) for name in names]
+
+
+def list_graphs(folder: Path, onnx_path: Path) -> list[Path]:
+    """Return all graphs that score lists in the place of a folder's main file, if there are any."""
+    staged = cascade_of(folder, onnx_path)
+    return staged[1] if staged else shared_query_of(folder, onnx_path) or []
+
+
+def _entry(folder: Path, onnx_path: Path, key: str, kind: type[Kind]) -> Kind | None:
+    """Return what the manifest says of a folder's main file under a key."""
     path, manifest = folder / MANIFEST, _manifest(folder)
-    if manifest.get(CASCADE_KEY) is None:
+    if manifest.get(key) is None:
         return None
     if onnx_path.resolve() != main_file(folder).resolve():
         return None
     try:
-        settings = ExportedCascade.model_validate(manifest[CASCADE_KEY])
+        return kind.model_validate(manifest[key])
     except ValidationError as error:
-        raise InputError(faults_of(error, manifest[CASCADE_KEY], ExportedCascade, path, (CASCADE_KEY,))) from None
-    return settings, [_existing(folder, name, source=path, where=CASCADE_KEY) for name in settings.files]
+        raise InputError(faults_of(error, manifest[key], kind, path, (key,))) from None
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

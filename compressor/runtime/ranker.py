@@ -15,10 +15,11 @@ from compressor.errors import Fault, InputError, RunError
 from compressor.progress import progress
 from compressor.runtime.batching import padded, token_budget_batches
 from compressor.runtime.cascade import OnnxCascade
-from compressor.runtime.folder import cascade_of, choose_graph
+from compressor.runtime.folder import cascade_of, choose_graph, shared_query_of
 from compressor.runtime.graph_interface import SUPPORTED, GraphInterface, read_interface
 from compressor.runtime.list_scores import ListScores, Ranked, ranked
 from compressor.runtime.session import open_session, runtime_message
+from compressor.runtime.shared_query import OnnxSharedQuery
 from compressor.runtime.threads import available_threads
 from compressor.runtime.tokenizer import Encoded, PairTokenizer
 
@@ -53,8 +54,8 @@ class OnnxRanker:
         threads: threads of one operator.
         interface: kind of ranker, and its inputs and output.
         reason: why this graph, where the folder has several: the build for this CPU, the main file, or asked for.
-        cascade: what ranks lists in the graph's place, if the folder has one; pairs are scored at full depth all the
-            same.
+        cascade: what ranks lists in the graph's place, if the folder has one; pairs are scored at full depth.
+        shared_query: what scores lists as the graph does with the query run once, if the folder has it.
     """
 
     folder: Path
@@ -65,6 +66,7 @@ class OnnxRanker:
     threads: int
     reason: str = ""
     cascade: OnnxCascade | None = None
+    shared_query: OnnxSharedQuery | None = None
 
     @classmethod
     def load(
@@ -80,7 +82,7 @@ class OnnxRanker:
         Args:
             folder: holds ``tokenizer.json`` and an ONNX graph.
             file: the graph, relative to the folder; None takes the manifest's build for CPUs of this class, where it
-                runs on the CPU, else its main file, else ``onnx/model.onnx``, else ``model.onnx``.
+                runs on the CPU, else its main file, ``onnx/model.onnx``, or ``model.onnx``.
             threads: threads of one operator; None takes what CPU affinity and cgroup quota allow.
             providers: execution providers of ONNX Runtime; None takes the CPU.
 
@@ -90,24 +92,25 @@ class OnnxRanker:
         folder = Path(folder)
         on_cpu = not providers or providers[0] == "CPUExecutionProvider"
         chosen = choose_graph(folder, file, on_cpu=on_cpu)
-        onnx_path = chosen.path
         faults: list[Fault] = []
         try:
             tokenizer = PairTokenizer.from_folder(folder)
         except InputError as error:
             faults += error.faults
         try:
-            session = open_session(onnx_path, threads, providers)
-            interface = read_interface(session, onnx_path)
-            staged = cascade_of(folder, onnx_path)
+            session = open_session(chosen.path, threads, providers)
+            interface = read_interface(session, chosen.path)
+            staged = cascade_of(folder, chosen.path)
             cascade = OnnxCascade.load(*staged, threads, providers) if staged else None
+            parted = shared_query_of(folder, chosen.path)
+            shared = OnnxSharedQuery.load(parted, tokenizer, threads, providers) if parted and not faults else None
         except InputError as error:
             faults += error.faults
         if faults:
             raise InputError(faults)
         return cls(
-            folder=folder, onnx_path=onnx_path, tokenizer=tokenizer, session=session, interface=interface,
-            threads=threads or available_threads(), reason=chosen.reason, cascade=cascade,
+            folder=folder, onnx_path=chosen.path, tokenizer=tokenizer, session=session, interface=interface,
+            threads=threads or available_threads(), reason=chosen.reason, cascade=cascade, shared_query=shared,
         )  # fmt: skip
 
     @property
@@ -165,7 +168,8 @@ class OnnxRanker:
     def score_list(self, encoded: Encoded | EncodedSides, *, batch_tokens: int = BATCH_TOKENS) -> ListScores:
         """Score the candidates of one query, in first-stage order, in the way in which `rank` orders them.
 
-        Through the cascade where there is one and the list is long enough to lose some to it, else as `score_encoded`.
+        Through the cascade where there is one and the list is long enough to lose some to it; with the query run once
+        where that can be done and saves something; else as `score_encoded`.
 
         Args:
             encoded: what `encode` returned for the pairs of a single query.
@@ -174,6 +178,9 @@ class OnnxRanker:
         Raises:
             RunError: as `score_encoded`.
         """
+        if self.shared_query and isinstance(encoded, Encoded) and len(encoded.input_ids) > 1:
+            pad_id = self.tokenizer.pad_id
+            return ListScores(scores=self.shared_query.run(encoded, pad_id=pad_id, batch_tokens=batch_tokens))
         if self.cascade is None or isinstance(encoded, EncodedSides):
             return ListScores(scores=self.score_encoded(encoded, batch_tokens=batch_tokens))
         n_rows = len(encoded.input_ids)
@@ -194,11 +201,9 @@ class OnnxRanker:
         Args:
             pairs: any number; they are tokenized and scored in chunks.
             batch_tokens: most tokens in a batch, padding included.
-            on_scored: told how many more pairs are scored, for a caller with a progress bar of its own; None shows one
-                where there are many pairs.
+            on_scored: told how many more pairs are scored; None shows a progress bar where there are many pairs.
 
-        Returns:
-            float32 ``[n]``: raw logits (cross-encoder) or dot products (bi-encoder), in the order of ``pairs``.
+        Returns float32 ``[n]``: raw logits (cross-encoder) or dot products (bi-encoder), in the order of ``pairs``.
 
         Raises:
             RunError: as `score_encoded`.
@@ -208,8 +213,8 @@ class OnnxRanker:
         scores = np.empty(len(pairs), dtype=np.float32)
         with bar as advance:
             for start in range(0, len(pairs), _CHUNK_PAIRS):
-                encoded = self.encode(pairs[start : start + _CHUNK_PAIRS])
-                n_pairs = len(pairs[start : start + _CHUNK_PAIRS])
+                chunk = pairs[start : start + _CHUNK_PAIRS]
+                encoded, n_pairs = self.encode(chunk), len(chunk)
                 row_is_pair = isinstance(encoded, Encoded)
                 scores[start : start + n_pairs] = self.score_encoded(
                     encoded, batch_tokens=batch_tokens, on_rows=advance if row_is_pair else None
@@ -260,7 +265,7 @@ class OnnxRanker:
         if top_k is not None and top_k < 1:
             raise InputError(Fault(source="top_k", found=str(top_k), allowed="a whole number from 1"))
         pairs = [(query, document) for document in documents]
-        if self.cascade is not None:
+        if self.cascade or self.shared_query:
             return ranked(self.score_list(self.encode(pairs)), top_k)
         return ranked(ListScores(scores=self.score(pairs, on_scored=_ignore)), top_k)
 
@@ -291,5 +296,5 @@ class OnnxRanker:
         raise InputError(Fault(source=self.onnx_path, where=where, found=shown, allowed=SUPPORTED))
 
 
-def _ignore(n: int) -> None:
-    """Take a progress report and show nothing."""
+def _ignore(_: int) -> None:
+    """Show no progress."""

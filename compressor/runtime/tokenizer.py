@@ -140,6 +140,11 @@ class PairTokenizer:
             return None
         return row.ids[end]
 
+    @property
+    def begins_with_special(self) -> bool:
+        """Whether a special token stands before a pair's first text."""
+        return bool(self._tokenizer.encode("a", "b").special_tokens_mask[0])
+
     def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> Encoded:
         """Encode (query, document) pairs as one row each; equal queries are tokenized once."""
         distinct = dict.fromkeys(query for query, _ in pairs)

@@ -135,6 +135,12 @@ CASES = {
         no_mask="nothing that is computed goes",
         mistyped={"norm": "rms"},
     ),
+    "isolate_query": Case(
+        neutral={"isolate": False},
+        active={},
+        no_mask="nothing that is computed goes",
+        mistyped={"isolated": True},
+    ),
     "drop_layers": Case(
         neutral={"keep": [0, 1]},
         active={"keep": [1], "compensate": "none"},

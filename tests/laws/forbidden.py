@@ -18,9 +18,9 @@ _WIDTHS_FIRST = (
 )  # fmt: skip
 
 _BEFORE_QUANTIZE = (
-    "add_exits", "cut_nested", "dense_sparse", "drop_layers", "factorize", "fold_norms", "learn_factors",
-    "learn_thresholds", "learn_widths", "linearize_layers", "merge_adapters", "nest_widths", "prune_greedily",
-    "prune_widths", "quantize", "smooth", "sparsify", "start_from", "subclone", "trim_vocabulary",
+    "add_exits", "cut_nested", "dense_sparse", "drop_layers", "factorize", "fold_norms", "isolate_query",
+    "learn_factors", "learn_thresholds", "learn_widths", "linearize_layers", "merge_adapters", "nest_widths",
+    "prune_greedily", "prune_widths", "quantize", "smooth", "sparsify", "start_from", "subclone", "trim_vocabulary",
 )  # fmt: skip
 
 _BEFORE_SPARSIFY = (
@@ -63,6 +63,8 @@ FORBIDDEN = {
     ("linearize_layers", "keep_tokens"): "choose another layer",
     ("pool_tokens", "keep_tokens"): "choose another layer",
     ("add_exits", "merge_adapters"): "put merge_adapters before add_exits",
+    ("cascade", "isolate_query"): "leave one of the two passes out",
+    ("isolate_query", "cascade"): "leave one of the two passes out",
     ("cascade", "keep_tokens"): "leave one of the two passes out",
     ("cascade", "pool_tokens"): "leave one of the two passes out",
     ("keep_tokens", "cascade"): "leave one of the two passes out",

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from compressor.export import write_graph
 from compressor.export.parity import clear_rows
+from compressor.export.shared_query import write_shared_query
 from compressor.ranker.cost import parameters
 from compressor.ranker.ranker import Ranker
 from compressor.ranker.spec import RankerSpec
 from compressor.ranker.store import load_ranker, save_ranker
 from compressor.runtime.session import session_options
+from compressor.runtime.shared_query import OnnxSharedQuery
+from compressor.runtime.tokenizer import Encoded
 from tests.ranker.padded_oracle import oracle
 from tests.strategies import FP16, INT8, INT8_TABLES, LAW, Case, cases
 from tests.tiny import tokenizer_files
@@ -107,6 +111,29 @@ def test_both_dialects_equal_torch(case):
         assert difference(run_onnx(session, case.batch)[rows], expected[rows]) < FLOAT_TOLERANCE, dialect
         alone = difference(run_onnx(session, last_row)[rows[-1:]], expected[-1:][rows[-1:]])
         assert alone < FLOAT_TOLERANCE, f"{dialect}, one row alone"
+
+
+@settings(LAW, max_examples=40)
+@given(case=cases())
+def test_a_query_that_is_run_apart_changes_no_score(case):
+    layers = tuple(layer.changed(token_rule=None) for layer in case.spec.layers)
+    assume(case.spec.output_name == "logits" and any(layer.attention for layer in layers))
+    case = replace(case, spec=case.spec.changed(layers=layers, isolates_query=True))
+    expected, batch = run_torch(case), {name: tensor.numpy() for name, tensor in case.batch.items()}
+    input_ids, type_ids = (
+        [row[mask == 1] for row, mask in zip(batch[name], batch["attention_mask"], strict=True)]
+        for name in ("input_ids", "token_type_ids")
+    )
+    rows = Encoded(input_ids=input_ids, type_ids=type_ids)
+    for dialect in DIALECTS:
+        with tempfile.TemporaryDirectory() as folder:
+            paths = [Path(folder) / name for name in ("query.onnx", "candidates.onnx")]
+            for path, graph in zip(paths, write_shared_query(case.spec, case.weights, dialect), strict=True):  # type: ignore[arg-type]
+                path.write_bytes(graph.SerializeToString())
+            loaded = OnnxSharedQuery.load(paths, ranker_of(case).tokenizer, threads=1)
+            shared = replace(loaded, separator_id=case.spec.separator_id)
+            found = shared.run(rows, pad_id=case.spec.pad_id, batch_tokens=1000)
+        assert difference(found[:, None], expected) < FLOAT_TOLERANCE, dialect
 
 
 def test_most_choices_of_random_specs_are_clear():

@@ -225,6 +225,11 @@ SPECS: dict[str, RankerSpec] = {
     "token_rules_and_exits": _with_rules(
         with_exits(of_layers(*[tiny_layer()] * 3), _FIRST_EXIT, _MEAN_EXIT), PoolRule(stride=2), _HALF
     ),
+    "isolated": _BERT.changed(isolates_query=True, separator_id=SEPARATOR),
+    "isolated_modernbert": _modernbert().changed(isolates_query=True, separator_id=SEPARATOR),
+    "isolated_with_rules": _with_rules(
+        of_layers(*[tiny_layer()] * 4), _HALF_BY_RANK, PoolRule(stride=2), _HALF
+    ).changed(isolates_query=True),
     "similarity_first": _BERT.changed(head=SimilarityHead(pool="first")),
     "similarity_mean": _BERT.changed(head=SimilarityHead(pool="mean")),
 }

@@ -41,22 +41,23 @@ def oracle(
     mask = attention_mask.bool()
     rows = [ids[real].tolist() for ids, real in zip(input_ids, mask, strict=True)]
     parts = [_parts(ids, spec.separator_id) for ids in rows]
+    secret = _secret(spec, input_ids, mask)
     x = _embed(spec, w, input_ids, token_type_ids)  # [B, S, D]
     for i, layer in enumerate(spec.layers):
         name, before = f"layers.{i}", x
         if layer.norm_placement == "post":
-            mixed = _attend(layer.attention, w, name, x, mask) if layer.attention else 0.0
+            mixed = _attend(layer.attention, w, name, x, mask, secret) if layer.attention else 0.0
             x = _norm(layer.attention_norm, w, f"{name}.attention_norm", x + mixed)
             fed = _feed(layer.ffn, w, name, x) if layer.ffn else 0.0
             x = _norm(layer.ffn_norm, w, f"{name}.ffn_norm", x + fed)
         else:
             if layer.attention:
                 read = _norm(layer.attention_norm, w, f"{name}.attention_norm", x)
-                x = x + _attend(layer.attention, w, name, read, mask)
+                x = x + _attend(layer.attention, w, name, read, mask, secret)
             if layer.ffn:
                 x = x + _feed(layer.ffn, w, name, _norm(layer.ffn_norm, w, f"{name}.ffn_norm", x))
         if layer.token_rule:
-            x, mask = _reduce(layer, w, name, before, x, mask, parts, rows)
+            x, mask = _reduce(layer, w, name, before, x, mask, parts, rows, secret)
     return _head(spec, w, _norm(spec.final_norm, w, "final_norm", x), mask)
 
 
@@ -66,9 +67,20 @@ def _parts(ids: list[int], separator: int | None) -> tuple[int, list[int]]:
     return max(start, 1), [column for column in range(start, len(ids)) if ids[column] != separator]
 
 
+def _secret(spec: RankerSpec, input_ids: Tensor, mask: Tensor) -> Tensor:
+    """Return which tokens do not see which, bool ``[B, S, S]``: an isolated query's see no other's."""
+    secret = torch.zeros(*mask.shape, mask.shape[1], dtype=torch.bool)
+    for b, row in enumerate(input_ids.tolist()):
+        row = row[: int(mask[b].sum())]
+        end = row.index(spec.separator_id) + 1 if spec.separator_id in row else len(row)
+        if spec.isolates_query:
+            secret[b, 1:end, :1] = secret[b, 1:end, end:] = True
+    return secret
+
+
 def _reduce(
     layer: LayerSpec, w: Weights, name: str, read: Tensor, x: Tensor, mask: Tensor, parts: list[tuple[int, list[int]]],
-    rows: list[list[int]],
+    rows: list[list[int]], secret: Tensor,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Return new states and a smaller mask: tokens that go stay where they are, but neither ask nor are seen."""
     x, after, rule = x.clone(), mask.clone(), layer.token_rule
@@ -94,7 +106,7 @@ def _reduce(
                 x[b, target] = x[b, [target, *group]].mean(0)
                 after[b, group] = False
         elif isinstance(rule, KeepThresholdRule) and left:
-            relative = len(columns) * _scores(layer, rule, w, name, read[b, columns], torch.tensor(columns), n_asking)
+            relative = len(columns) * _scores(layer, rule, w, name, read, b, columns, n_asking, secret)
             found = {column: relative[columns.index(column)].item() for column in left}
             least = min(rule.threshold, max(found.values()))
             after[b, [column for column in left if found[column] < least]] = False
@@ -102,7 +114,7 @@ def _reduce(
             if isinstance(rule.scorer, LearnedScorer):
                 scores = _learned_scores(w, f"{name}.token_rule.scorer", x[b, columns], n_asking).tolist()
             else:
-                scores = _scores(layer, rule, w, name, read[b, columns], torch.tensor(columns), n_asking).tolist()
+                scores = _scores(layer, rule, w, name, read, b, columns, n_asking, secret).tolist()
             ranked = sorted(left, key=lambda column: (-scores[columns.index(column)], column))
             after[b, ranked[math.ceil(round(rule.share * len(left), 9)) :]] = False
     return x, after
@@ -140,9 +152,11 @@ def _learned_scores(w: Weights, name: str, given: Tensor, n_asking: int) -> Tens
 
 
 def _scores(
-    layer: LayerSpec, rule: KeepRule, w: Weights, name: str, read: Tensor, positions: Tensor, n_asking: int
-) -> Tensor:
-    """Return a score of each of a row's tokens ``[n]``, whose states ``[n, D]`` the layer read."""
+    layer: LayerSpec, rule: KeepRule, w: Weights, name: str, states: Tensor, b: int, columns: list[int], n_asking: int,
+    secret: Tensor,
+) -> Tensor:  # fmt: skip
+    """Return a score of each of a row's tokens ``[n]`` in these columns, whose states the layer read."""
+    read, positions = states[b, columns], torch.tensor(columns)
     spec, n = layer.attention, len(read)
     assert spec is not None
     if layer.norm_placement == "pre":
@@ -153,7 +167,8 @@ def _scores(
     )
     if spec.positions:
         q, k = (_rotate(each, spec.positions.base, positions) for each in (q, k))
-    paid = (torch.einsum("bqhd,bkhd->hqk", q, k) / math.sqrt(spec.head_width)).softmax(-1).mean(0)
+    logits = torch.einsum("bqhd,bkhd->hqk", q, k) / math.sqrt(spec.head_width)
+    paid = logits.masked_fill(secret[b][columns][:, columns], -1e9).softmax(-1).mean(0)
     start = (torch.arange(n) < n_asking) / n_asking
     if not isinstance(rule.scorer, PageRankScorer):
         return start.double() @ paid
@@ -174,7 +189,7 @@ def _embed(spec: RankerSpec, w: Weights, input_ids: Tensor, token_type_ids: Tens
     return _linear(e.project, w, "embeddings.project", x) if e.project else x
 
 
-def _attend(spec: AttentionSpec, w: Weights, layer: str, x: Tensor, mask: Tensor) -> Tensor:
+def _attend(spec: AttentionSpec, w: Weights, layer: str, x: Tensor, mask: Tensor, secret: Tensor) -> Tensor:
     B, S, _ = x.shape
 
     def heads(name: str) -> Tensor:
@@ -186,7 +201,7 @@ def _attend(spec: AttentionSpec, w: Weights, layer: str, x: Tensor, mask: Tensor
         q, k = (_rotate(each, spec.positions.base, torch.arange(S)) for each in (q, k))
     logits = torch.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(spec.head_width)
     distance = torch.arange(S)[:, None] - torch.arange(S)[None, :]
-    hidden = ~mask[:, None, None, :].expand(B, 1, S, S)
+    hidden = ~mask[:, None, None, :] | secret[:, None]
     if isinstance(spec.pattern, WindowPattern):
         hidden = hidden | (distance.abs() > spec.pattern.reach)
     if isinstance(spec.pattern, CausalPattern):
