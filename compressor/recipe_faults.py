@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Tag, ValidationError
 
 from compressor.errors import Fault, suggest
 
@@ -120,7 +120,8 @@ def _fault(
     where = dotted(prefix + place)
     kinds = {finding["type"] for finding in findings}
     if kinds <= {"extra_forbidden", "invalid_key"}:
-        known = {name for record in _records_at(model, place[:-1]) for name in record.model_fields}
+        records = _records_at(model, place[:-1], _branches(findings, place))
+        known = {name for record in records for name in record.model_fields}
         return unknown_key(str(place[-1]), known - set(map(str, _at(value, place[:-1]))), source, where)
     if kinds == {"missing"}:
         return Fault(source=source, where=where, found="nothing", allowed="a value: this key is required")
@@ -167,26 +168,40 @@ def _at(value: Any, path: Path_) -> Any:
     return value
 
 
-def _records_at(model: Any, path: Path_) -> list[type[BaseModel]]:
-    """Return the records that may stand at a path below a record, looking into unions, tuples and mappings."""
-    found = _unwrapped(model)
+def _branches(findings: list[Mapping[str, Any]], place: Path_) -> frozenset[str]:
+    """Return the names of the branches of unions that were tried on the way to a place."""
+    return frozenset(part for finding in findings for part in map(str, finding["loc"]) if part not in map(str, place))
+
+
+def _records_at(model: Any, path: Path_, branches: frozenset[str] = frozenset()) -> list[type[BaseModel]]:
+    """Return the records that may stand at a path below a record, looking into unions, tuples and mappings.
+
+    Args:
+        model: the record.
+        path: below it.
+        branches: the tags of branches that were tried, where unions have tags; others of a tag are then left out.
+    """
+    found = _unwrapped(model, branches)
     for part in path:
         below: list[Any] = []
         for candidate in found:
             if isinstance(candidate, type) and issubclass(candidate, BaseModel):
                 if part in candidate.model_fields:
-                    below += _unwrapped(candidate.model_fields[str(part)].annotation)
+                    below += _unwrapped(candidate.model_fields[str(part)].annotation, branches)
             else:
                 arguments = typing.get_args(candidate)
-                below += _unwrapped(arguments[-1] if isinstance(part, str) and arguments else (arguments or (None,))[0])
+                one = arguments[-1] if isinstance(part, str) and arguments else (arguments or (None,))[0]
+                below += _unwrapped(one, branches)
         found = below
     return [record for record in found if isinstance(record, type) and issubclass(record, BaseModel)]
 
 
-def _unwrapped(annotation: Any) -> list[Any]:
+def _unwrapped(annotation: Any, branches: frozenset[str] = frozenset()) -> list[Any]:
     origin = typing.get_origin(annotation)
     if origin is typing.Annotated:
-        return _unwrapped(typing.get_args(annotation)[0])
+        inner, *marks = typing.get_args(annotation)
+        tags = {mark.tag for mark in marks if isinstance(mark, Tag)}
+        return _unwrapped(inner, branches) if not tags or not branches or tags & branches else []
     if origin in (typing.Union, types.UnionType):
-        return [one for part in typing.get_args(annotation) for one in _unwrapped(part)]
+        return [one for part in typing.get_args(annotation) for one in _unwrapped(part, branches)]
     return [annotation]
