@@ -34,9 +34,9 @@ def test_rules_stand_where_they_are_put(ranker):
     assert rules_of(applied(step, ranker)) == {
         place: MergeRule(share=share, margin=0.4, keep_query_terms=False) for place, share in ((0, 0.7), (2, 0.5))
     }
-    again = applied(MergeTokens(layers={0: 0.6}), applied(step, ranker))
-    assert rules_of(again)[0] == MergeRule(share=0.6, margin=0.9)
-    left = applied(step, ranker).module.trace(**tiny.batch_of(ranker.spec, [30, 9])).layouts[-1]
+    ruled = applied(step, ranker)
+    assert rules_of(applied(MergeTokens(layers={0: 0.6}), ruled))[0] == MergeRule(share=0.6, margin=0.9)
+    left = ruled.module.trace(**tiny.batch_of(ruled.spec, [30, 9])).layouts[-1]
     assert left.mask.sum(dim=1).tolist() == [5 + 9, 5 + 2]  # of 25 tokens 18, of these 9; of 4 tokens 3, of these 2
 
 
