@@ -9,9 +9,13 @@ import yaml
 
 import compressor.passes  # noqa: F401  # fills the registry
 from compressor.errors import InputError
+from compressor.pipeline import check_recipe, make_plan
+from compressor.ranker.spec import ClassifierHead, LinearSpec, TableSpec
 from compressor.recipe import load_recipe, parse_recipe
 from compressor.registry import registered
+from tests.tiny import tiny_layer, tiny_spec
 
+TABLES = {"tokens": 30_522, "positions": 512, "segments": 2}  # rows
 RECIPES = Path(__file__).parent.parent / "recipes"
 
 GOOD = """
@@ -63,6 +67,36 @@ def test_shipped_recipes_load_and_say_what_they_are_for(path):
     assert header.startswith("#")
     for word in ("Goal", "Expected", "Command", "Time"):
         assert word in header, f"{path.name}: the header comment does not give its {word.lower()}"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in sorted(RECIPES.rglob("*.yaml")) if "start_from" not in path.read_text()],  # files of its own
+    ids=lambda path: path.stem,
+)
+def test_shipped_recipes_can_be_planned_on_the_packaged_teachers_shape(path):
+    layer = tiny_layer()
+    linears = {"bias": True, "inputs": 384, "outputs": 384}
+    square, up = LinearSpec(**linears), LinearSpec(**{**linears, "outputs": 1536})
+    attention = layer.attention.changed(
+        heads=12, head_width=32, query=square, key=square, value=square, output=square
+    )  # fmt: skip
+    layer = layer.changed(
+        attention=attention, ffn=layer.ffn.changed(up=up, down=LinearSpec(**{**linears, "inputs": 1536}))
+    )
+    tables = {name: TableSpec(rows=rows, width=384) for name, rows in TABLES.items()}
+    spec = tiny_spec(
+        width=384,
+        max_length=512,
+        embeddings=tiny_spec().embeddings.changed(**tables),
+        layers=(layer,) * 12,
+        head=ClassifierHead(pool="first", dense=square, activation="tanh", output=LinearSpec(inputs=384, outputs=1)),
+    )
+    recipe = load_recipe(path, registered())
+    shapes = check_recipe(recipe, spec, path)
+    assert len(shapes) == len(recipe.passes) + 1
+    planned = make_plan(recipe, path.stem, shapes)
+    assert planned.steps[-1].macs_per_pair <= planned.steps[0].macs_per_pair
 
 
 def test_there_are_recipes():

@@ -9,7 +9,7 @@ from pydantic import NonNegativeFloat
 
 from compressor.algorithms.loss_options import LossOptions
 from compressor.errors import Fault, InputError
-from compressor.passes.adapter_settings import Adapters
+from compressor.passes.adapter_settings import Adapters, Settle
 from compressor.passes.contract import Need, Pass, PlanError, Supply
 from compressor.passes.refusals import refuse_bi_encoder, refuse_quantized
 from compressor.passes.token_rules import refuse_drawn_rules
@@ -172,11 +172,10 @@ class TrainingPass(TrainingSettings, Pass):
         if teachers:
             self._ask(teachers, standardize, source, supply)
         module = ranker.trainable()
-        settle = self.adapters.put_into(module, supply.seed) if self.adapters else dict
+        settle = self._put_adapters(module, supply) if self.adapters else dict
         if self.freeze_embeddings:
             module.embeddings.requires_grad_(False)
         if self.adapters:
-            supply.note("adapted_linears", len(self.adapters.adapted(ranker.spec)))
             supply.note("trained_parameters", sum(one.numel() for one in module.parameters() if one.requires_grad))
         objective.begin(module, StepPlan(source=source, settings=settings, seed=supply.seed).count())
 
@@ -198,6 +197,15 @@ class TrainingPass(TrainingSettings, Pass):
         )
         _report(result, supply)
         return ranker.changed(weights=settle(objective.settled(result.weights)))
+
+    def _put_adapters(self, module: Encoder, supply: Supply) -> Settle:
+        assert self.adapters is not None  # noqa: S101  # asked before
+        try:
+            settle = self.adapters.put_into(module, supply.seed)
+        except PlanError as error:  # planned for other widths than those that were measured
+            raise self.fault(error.setting, error.found, allowed=error.allowed, fix=error.fix) from None
+        supply.note("adapted_linears", len(self.adapters.adapted(module.spec)))
+        return settle
 
     def _ask(self, teachers: Sequence[Teacher], standardize: bool, source: ListSource, supply: Supply) -> None:
         """Have the teachers score what training will see, and nothing else."""
