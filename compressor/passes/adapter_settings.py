@@ -31,7 +31,8 @@ class AdapterSettings(Record, ABC):
     ``rank``, ``alpha``: an update is scaled by ``alpha / rank``.
     ``linears``: ``all`` of the layers, ``ffn``, ``attention``, or patterns of names: ``[layers.*.ffn.up]``. Where one
     is factors already (low rank, or atoms and codes), these are trained as they are: an update could not be merged
-    into them, and they are as thin as it would be. All other linears, and the embeddings, stay to the bit.
+    into them, and they are as thin as it would be. So is a matrix that is no larger than its adapter. All other
+    linears, and the embeddings, stay to the bit.
     ``dropout``: the share of its inputs that an adapter does not see at a step.
     ``also``: what else is trained: ``norms``, ``biases`` of linears, and the ``head`` with those of exits.
     """
@@ -53,7 +54,7 @@ class AdapterSettings(Record, ABC):
         """Return the linears that get an adapter, by name.
 
         Raises:
-            PlanError: there is none, an adapter is no smaller than its matrix, or would drop out where all is rounded.
+            PlanError: there is none, no adapter is smaller than its matrix, or one would drop out where all is rounded.
         """
         named = named_linears(spec, self.linears, "adapters.linears")
         matrices = {name: one for name, one in named.items() if one.is_one_matrix}
@@ -61,27 +62,24 @@ class AdapterSettings(Record, ABC):
             found = f"adapters for {len(named)} linears, all of them factorized already"
             fix = "take adapters away: training all of such a ranker is cheap, too; or name other linears"
             raise PlanError(found, fix=fix, setting="adapters.linears")
-        for name, one in matrices.items():
-            if (size := self.parameters_of(one)) >= linear_weights(one):
-                raise PlanError(
-                    f"adapters of rank {self.rank}, which have {size:,} parameters beside the "
-                    f"{linear_weights(one):,} of {name}",
-                    allowed="adapters smaller than their matrices",
-                    fix="name another rank, or take adapters away and train the matrices themselves",
-                    setting="adapters.rank",
-                )
+        smaller = {name: one for name, one in matrices.items() if self.parameters_of(one) < linear_weights(one)}
+        if not smaller:
+            name, one = next(iter(matrices.items()))
+            raise PlanError(
+                f"adapters of rank {self.rank}, which have {self.parameters_of(one):,} parameters beside the "
+                f"{linear_weights(one):,} of {name}",
+                allowed="adapters smaller than their matrices",
+                fix="name another rank, or take adapters away and train the matrices themselves",
+                setting="adapters.rank",
+            )
+        for name, one in smaller.items():
             if self.dropout and one.precision.kind != "fp32":
                 raise PlanError(
                     f"dropout of adapters beside {name} in {one.precision.kind}, with which they are rounded as one",
                     allowed="0 behind quantize",
                     setting="adapters.dropout",
                 )
-        return matrices
-
-    def trained(self, spec: RankerSpec) -> int:
-        """Return how many parameters adapters have, and factors that are trained in their place."""
-        named, adapted = named_linears(spec, self.linears), self.adapted(spec)
-        return sum(self.parameters_of(one) if name in adapted else linear_weights(one) for name, one in named.items())
+        return smaller
 
     def put_into(self, module: Encoder, seed: int) -> Settle:
         """Freeze a module but for what is to be trained, adapters among it.
