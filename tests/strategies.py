@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from compressor.ranker.encoder import random_weights
 from compressor.ranker.parts_spec import Precision
+from compressor.ranker.sparsity import sparse_linears
 from compressor.ranker.spec import (
     Activation,
     AttentionPattern,
@@ -49,6 +50,7 @@ from compressor.ranker.spec import (
     RankerSpec,
     RotarySpec,
     SimilarityHead,
+    SparseForm,
     TableSpec,
     TokenRule,
     WindowPattern,
@@ -101,11 +103,12 @@ class Parts:
         )
 
     def form(self, inputs: int, outputs: int) -> LinearForm:
-        kind = self.draw(st.sampled_from(["dense", "dense", "dense", "dense", "low_rank", "low_rank", "dense_sparse"]))
+        kinds = ["dense", "dense", "dense", "sparse", "low_rank", "low_rank", "dense_sparse"]
+        kind = self.draw(st.sampled_from(kinds))
         if kind == "low_rank":
             return LowRankForm(rank=self.draw(st.integers(1, 6)))
-        if kind == "dense":
-            return DenseForm()
+        if kind in ("dense", "sparse"):
+            return SparseForm() if kind == "sparse" else DenseForm()
         codes: Literal["rows", "columns"] = self.draw(st.sampled_from(["rows", "columns"]))
         length = inputs if codes == "rows" else outputs
         atoms = self.draw(st.sampled_from([1, 3, 5, 300]))
@@ -250,6 +253,9 @@ class Case:
                 weights[name] = tensor / tensor.shape[2] ** 0.5  # as one row of a matrix; what codes add is of size one
             elif tensor.is_floating_point() and (not name.startswith("embeddings.") or "project" in name):
                 weights[name] = tensor / tensor.shape[1] ** 0.5
+        for name in sparse_linears(self.spec):  # the smaller half goes
+            weight = weights[f"{name}.weight"]
+            weights[f"{name}.weight"] = weight * (weight.abs() > weight.abs().median())
         return weights
 
     @cached_property

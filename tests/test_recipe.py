@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 import compressor.passes  # noqa: F401  # fills the registry
 from compressor.errors import InputError
+from compressor.pipeline import check_recipe, make_plan
+from compressor.ranker.spec import ClassifierHead, LinearSpec, TableSpec
 from compressor.recipe import load_recipe, parse_recipe
 from compressor.registry import registered
+from tests.tiny import tiny_layer, tiny_spec
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 
@@ -63,6 +67,40 @@ def test_shipped_recipes_load_and_say_what_they_are_for(path):
     assert header.startswith("#")
     for word in ("Goal", "Expected", "Command", "Time"):
         assert word in header, f"{path.name}: the header comment does not give its {word.lower()}"
+
+
+def packaged_shape():
+    """Return the shape of the packaged teacher, which is not needed for it: BERT of 12 layers, 384 wide."""
+    layer: Any = tiny_layer()
+    square, up, down, logit = (
+        LinearSpec(inputs=inputs, outputs=outputs)
+        for inputs, outputs in ((384, 384), (384, 1536), (1536, 384), (384, 1))
+    )
+    attention = layer.attention.changed(
+        heads=12, head_width=32, query=square, key=square, value=square, output=square
+    )  # fmt: skip
+    rows = {"tokens": 30_522, "positions": 512, "segments": 2}
+    tables = {name: TableSpec(rows=count, width=384) for name, count in rows.items()}
+    return tiny_spec(
+        width=384,
+        max_length=512,
+        embeddings=tiny_spec().embeddings.changed(**tables),
+        layers=(layer.changed(attention=attention, ffn=layer.ffn.changed(up=up, down=down)),) * 12,
+        head=ClassifierHead(pool="first", dense=square, activation="tanh", output=logit),
+    )
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in sorted(RECIPES.rglob("*.yaml")) if "start_from" not in path.read_text()],  # files of its own
+    ids=lambda path: path.stem,
+)
+def test_shipped_recipes_can_be_planned_on_the_packaged_teachers_shape(path):
+    recipe = load_recipe(path, registered())
+    shapes = check_recipe(recipe, packaged_shape(), path)
+    assert len(shapes) == len(recipe.passes) + 1
+    planned = make_plan(recipe, path.stem, shapes)
+    assert planned.steps[-1].macs_per_pair <= planned.steps[0].macs_per_pair
 
 
 def test_there_are_recipes():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -118,13 +118,7 @@ class RandomBases(Change):
         return {"lambda": (self.rank, n_bases), "gamma": (n_bases, smaller), "a": base_a, "b": base_b}
 
     def merged(self, tensor: Tensor) -> Tensor:
-        (outputs, inputs), n_bases = tensor.shape, self.parts["gamma"].shape[0]
-        smaller, larger = min(outputs, inputs), max(outputs, inputs)
-        # PEFT counts one factor's rows rank by rank and the other's columns base by base: so it was trained.
-        rows = (self.parts["lambda"][:, :, None] * self.parts["a"][:, :, :smaller] * self.parts["gamma"]).flatten(0, 1)
-        columns = self.parts["b"][:larger, :n_bases].flatten(1)
-        update = self.scaling * (columns @ rows)  # [larger, smaller]
-        return tensor + (update if inputs == smaller else update.T)
+        return tensor + self.scaling * update_of_bases(self.parts, tensor.shape)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +142,36 @@ class Sparse(Change):
         return tensor.index_put(tuple(self.parts["indices"]), self.parts["values"], accumulate=True)
 
 
+def update_of_bases(parts: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
+    """Return RandLoRA's update of a matrix before it is scaled, ``[outputs, inputs]``.
+
+    Args:
+        parts: ``lambda``, ``gamma``, ``a`` and ``b``, as of `RandomBases`.
+        shape: the matrix's.
+    """
+    (outputs, inputs), n_bases = shape, parts["gamma"].shape[0]
+    smaller, larger = min(outputs, inputs), max(outputs, inputs)
+    # PEFT counts one factor's rows rank by rank and the other's columns base by base: so adapters are trained.
+    rows = (parts["lambda"][:, :, None] * parts["a"][:, :, :smaller] * parts["gamma"]).flatten(0, 1)
+    update = parts["b"][:larger, :n_bases].flatten(1) @ rows  # [larger, smaller]
+    return update if inputs == smaller else update.T
+
+
+def shapes_of_bases(rank: int, smaller: int, larger: int) -> tuple[Shape, Shape]:
+    """Return the shapes of RandLoRA's ``a`` and ``b``; arguments as of `drawn_ternary_bases`."""
+    return (rank, 1, smaller), (larger, math.ceil(smaller / rank), rank)
+
+
+def drawn_uniform_bases(rank: int, smaller: int, larger: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Draw RandLoRA's dense bases, as PEFT does but for the half precision in which it draws them.
+
+    Arguments and result as of `drawn_ternary_bases`: uniform around zero, of standard deviation 1.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    a, b = (2 * torch.rand(shape, generator=generator) - 1 for shape in shapes_of_bases(rank, smaller, larger))
+    return a / a.std(), b / b.std()
+
+
 def drawn_ternary_bases(rank: int, smaller: int, larger: int, seed: int, *, very: bool) -> tuple[Tensor, Tensor]:
     """Draw RandLoRA's sparse bases of -1, 0 and 1 again, as PEFT does on a CPU in fp32.
 
@@ -162,8 +186,7 @@ def drawn_ternary_bases(rank: int, smaller: int, larger: int, seed: int, *, very
     """
     generator = torch.Generator().manual_seed(seed)
     one_of = math.sqrt(smaller) if very else 3
-    shapes = (rank, 1, smaller), (larger, math.ceil(smaller / rank), rank)
-    a, b = (torch.rand(shape, generator=generator) for shape in shapes)
+    a, b = (torch.rand(shape, generator=generator) for shape in shapes_of_bases(rank, smaller, larger))
     return _ternary(a, one_of), _ternary(b, one_of)
 
 

@@ -116,11 +116,11 @@ class RankSettings(Record):
         return paying
 
 
-def chosen_linears(spec: RankerSpec, which: Which) -> dict[str, LinearSpec]:
-    """Return the linears of the layers that are meant and still one matrix each.
+def named_linears(spec: RankerSpec, which: Which, setting: str = "linears") -> dict[str, LinearSpec]:
+    """Return the linears of the layers that are meant, whatever their forms.
 
     Raises:
-        PlanError: there is none, or a pattern names none.
+        PlanError: a pattern names none.
     """
     patterns: Sequence[str] = _PATTERNS[which] if isinstance(which, str) else which
     found = layer_linears(spec)
@@ -129,9 +129,18 @@ def chosen_linears(spec: RankerSpec, which: Which) -> dict[str, LinearSpec]:
             raise PlanError(
                 f"{pattern!r}, which names no linear of a layer",
                 allowed=", ".join(sorted({name.split(".", 2)[2] for name in found})) + " behind layers.NUMBER.",
-                setting="linears",
+                setting=setting,
             )
-    named = {name: one for name, one in found.items() if any(fnmatchcase(name, pattern) for pattern in patterns)}
+    return {name: one for name, one in found.items() if any(fnmatchcase(name, pattern) for pattern in patterns)}
+
+
+def chosen_linears(spec: RankerSpec, which: Which) -> dict[str, LinearSpec]:
+    """Return the linears of the layers that are meant and still one matrix each.
+
+    Raises:
+        PlanError: there is none, or a pattern names none.
+    """
+    named = named_linears(spec, which)
     dense = {name: one for name, one in named.items() if isinstance(one.form, DenseForm)}
     if not dense:
         reason = f"{len(named)} linears, all of them factorized already"

@@ -30,6 +30,7 @@ from compressor.training.live_line import Speed, live_line
 from compressor.training.memory import keep_freed_memory
 from compressor.training.optimizer import MovingAverage, build_optimizer, learning_rate
 from compressor.training.precision import autocast
+from compressor.training.processes import average_gradients
 from compressor.training.result import TrainingResult
 from compressor.training.settings import TrainingSettings
 from compressor.training.steps import StepPlan, batches_of, finite_loss
@@ -125,6 +126,7 @@ class _Run:
             self.extra.to(self.device)
             named |= {f"extra.{name}": one for name, one in self.extra.named_parameters()}
         self.parameters = named
+        self.frozen = {name for name, one in self.module.named_parameters() if not one.requires_grad}
         rates = {
             name: rate for start, rate in self.rates.items() for name in named if name.startswith(f"extra.{start}")
         }
@@ -160,7 +162,8 @@ class _Run:
                     self._save()
                     saved_at = time.monotonic()
         self._save()
-        weights = self.best.weights or (self.average.weights if self.average else self._weights())
+        best = self.best.weights or (self.average.weights if self.average else {})
+        weights = {**self.module.state_dict(), **best}
         return TrainingResult(
             weights={
                 name: (weight.float() if weight.is_floating_point() else weight).detach().cpu().clone()
@@ -178,7 +181,11 @@ class _Run:
         return self.seconds_before + time.monotonic() - self.began
 
     def _weights(self) -> dict[str, Tensor]:
-        return dict(self.module.state_dict())
+        """Return what training may change: parameters that are not frozen, and buffers."""
+        return {name: one for name, one in self.module.state_dict().items() if name not in self.frozen}
+
+    def _put(self, weights: Mapping[str, Tensor]) -> None:
+        self.module.load_state_dict({**self.module.state_dict(), **weights})
 
     def _one_step(self, lists: list[TrainingList]) -> tuple[float, int]:
         rate = learning_rate(self.settings, self.step, self.n_steps, self.rewinds)
@@ -197,7 +204,7 @@ class _Run:
                     found[name] = found.get(name, 0.0) + share * finite_loss(name, value, self.step + 1)
                 (total * share).backward()
         if self.state.num_processes > 1:
-            self._average_gradients()
+            average_gradients(list(self.parameters.values()), self.device)
             found = {
                 name: float(reduce(torch.tensor(value, device=self.device), "sum")) for name, value in found.items()
             }
@@ -225,14 +232,6 @@ class _Run:
         for batch in batches_of(self.source, lists, self.settings.batch_tokens):
             yield batch.to(self.device)
 
-    def _average_gradients(self) -> None:
-        parameters = list(self.parameters.values())
-        has_gradient = torch.tensor([one.grad is not None for one in parameters], dtype=torch.int32, device=self.device)
-        for parameter, count in zip(parameters, reduce(has_gradient, "sum").tolist(), strict=True):
-            if count:  # what no process ran keeps its weights and moments, as it does in one process
-                gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                parameter.grad = reduce(gradient, "sum")
-
     def _is_due(self) -> bool:
         every = self.settings.evaluate_every
         return bool(self.evaluate and every and (self.step % every == 0 or self.step == self.n_steps))
@@ -242,12 +241,12 @@ class _Run:
         own = self._weights()
         if self.average:
             kept = {name: weight.clone() for name, weight in own.items()}
-            self.module.load_state_dict(self.average.weights)
+            self._put(self.average.weights)
         dev = self.evaluate(self.module)
         self.book.record(self.pairs, {f"dev/{self.settings.dev_measure}": dev})
         self.best.take(dev, self._weights())
         if self.average:
-            self.module.load_state_dict(kept)
+            self._put(kept)
         self.stopped_early = self.best.is_over
 
     def _dev_text(self) -> str:
@@ -285,7 +284,7 @@ class _Run:
                 if name.startswith(prefix)
             }
 
-        self.module.load_state_dict(part("module."))
+        self._put(part("module."))
         if self.extra is not None:
             self.extra.load_state_dict(part("extra."))
         restore_moments(self.optimizer, {id(one): name for name, one in self.parameters.items()}, tensors)

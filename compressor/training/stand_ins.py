@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,23 @@ from compressor.ranker.quantizers import straight_through
 from compressor.ranker.spec import DenseSparseForm
 from compressor.training.objective import Objective
 
+Part = TypeVar("Part", bound="StandIn")
+
 
 class StandIn(Linear, ABC):
-    """A linear with more parameters than its spec has, until it settles.
+    """A linear with more parameters than its spec has, until it settles."""
+
+    def __init__(self, linear: Linear) -> None:
+        super().__init__(linear.spec)
+        self.load_state_dict(linear.state_dict())
+
+    @abstractmethod
+    def settled(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the tensors of the spec's linear out of those of this one, by names that begin at the linear."""
+
+
+class PhasedStandIn(StandIn):
+    """One that computes otherwise as training goes on.
 
     ``steps`` counts steps of the optimizer; it is stored with the weights, so that a killed training goes on exactly.
     """
@@ -29,8 +43,7 @@ class StandIn(Linear, ABC):
     steps: Tensor
 
     def __init__(self, linear: Linear, n_steps: int) -> None:
-        super().__init__(linear.spec)
-        self.load_state_dict(linear.state_dict())
+        super().__init__(linear)
         self.n_steps = n_steps
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
@@ -39,12 +52,8 @@ class StandIn(Linear, ABC):
         """Take note of a step of the optimizer."""
         self.steps += 1
 
-    @abstractmethod
-    def settled(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the tensors of the spec's linear out of those of this one, by the last part of their names."""
 
-
-class GuidedLinear(StandIn):
+class GuidedLinear(PhasedStandIn):
     """Low-rank factors beside the matrix that they stand for, which fades (StructuredFFN, arXiv 2406.16450).
 
     The result is ``α W x + (1 - α) U V x``, each with its bias. α falls from 1 to 0 like a cosine over the first steps:
@@ -84,7 +93,7 @@ class GuidedLinear(StandIn):
         return {kind: tensor for kind, tensor in state.items() if kind in ("up", "down", "bias")}
 
 
-class StraightThroughLinear(StandIn):
+class StraightThroughLinear(PhasedStandIn):
     """Atoms and codes that choose their atoms anew at every step (DSFormer's straight-through factorizer).
 
     All codes are kept in full. The largest entries of each vector are used, and the gradient reaches the others as if
@@ -138,6 +147,28 @@ class StraightThroughLinear(StandIn):
         return torch.zeros_like(codes, dtype=torch.bool).scatter(2, places, True)
 
 
+def stand_in(module: Encoder, names: Iterable[str], make: Callable[[str, Linear], Part]) -> dict[str, Part]:
+    """Put stand-ins into a module, in place of linears of these names; return them."""
+    parts = {}
+    for name in names:
+        linear = module.get_submodule(name)
+        assert isinstance(linear, Linear)  # noqa: S101  # names of linears were given
+        parts[name] = make(name, linear)
+        module.set_submodule(name, parts[name])
+    return parts
+
+
+def settled_weights(parts: Mapping[str, StandIn], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of a ranker out of those of a module with stand-ins, which are given by name."""
+    result = dict(weights)
+    for name, part in parts.items():
+        prefix = f"{name}."
+        state = {each: result.pop(each) for each in weights if each.startswith(prefix)}
+        found = part.settled({each.removeprefix(prefix): tensor for each, tensor in state.items()})
+        result |= {f"{prefix}{kind}": tensor for kind, tensor in found.items()}
+    return result
+
+
 class StandInObjective(Objective):
     """The losses of an `Objective` for a module some of whose linears have stand-ins.
 
@@ -147,30 +178,20 @@ class StandInObjective(Objective):
         losses: as of `Objective`.
     """
 
-    def __init__(self, make: Callable[[str, Linear, int], StandIn], names: list[str], **losses: Any) -> None:
+    def __init__(self, make: Callable[[str, Linear, int], PhasedStandIn], names: list[str], **losses: Any) -> None:
         super().__init__(**losses)
         self._make, self._names = make, names
-        self._parts: dict[str, StandIn] = {}
+        self._parts: dict[str, PhasedStandIn] = {}
 
     def begin(self, module: Encoder, n_steps: int) -> None:
-        for name in self._names:
-            linear = module.get_submodule(name)
-            assert isinstance(linear, Linear)  # noqa: S101  # names of linears were given
-            self._parts[name] = self._make(name, linear, n_steps)
-            module.set_submodule(name, self._parts[name])
+        self._parts = stand_in(module, self._names, lambda name, linear: self._make(name, linear, n_steps))
 
     def after_step(self) -> None:
         for part in self._parts.values():
             part.after_step()
 
     def settled(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        result = dict(weights)
-        for name, part in self._parts.items():
-            prefix = f"{name}."
-            state = {each: result.pop(each) for each in weights if each.startswith(prefix)}
-            found = part.settled({each.removeprefix(prefix): tensor for each, tensor in state.items()})
-            result |= {f"{prefix}{kind}": tensor for kind, tensor in found.items()}
-        return result
+        return settled_weights(self._parts, weights)
 
 
 @contextmanager

@@ -276,6 +276,18 @@ def _rounding(batch_atol: float, export_atol: float, **settings: Any) -> Case:
 
 # More rows of a pass, for settings that compute something else; the word behind the verb is a name.
 MORE_CASES = {
+    "distill lora": Case(
+        neutral={"epochs": 0, "adapters": {"kind": "lora"}},
+        active={**_TRAINING, "losses": {"mse": 1}, "representations": {}, "adapters": {"kind": "lora", "rank": 2}},
+        mistyped={"adapter": {"kind": "lora"}},
+        **_TRAINED,
+    ),
+    "distill randlora": Case(
+        neutral={"epochs": 0, "adapters": {"kind": "randlora"}},
+        active={**_TRAINING, "losses": {"mse": 1}, "representations": {}, "adapters": {"kind": "randlora", "rank": 4}},
+        mistyped={"adapter": {"kind": "randlora"}},
+        **_TRAINED,
+    ),
     "keep_tokens learned": Case(
         neutral={"scorer": "learned", "layers": {"middle": 1}},
         active={"scorer": "learned", "layers": {0: 0.5}, "n_pairs": 16},
