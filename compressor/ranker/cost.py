@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from compressor.cascade_stages import depth_of
 from compressor.ranker.spec import (
@@ -20,6 +21,8 @@ from compressor.ranker.spec import (
 )
 
 QUERY_TOKENS = 8  # of a typical web query or question
+
+Count = TypeVar("Count", int, Any)  # a number, or an array or a tensor of numbers
 
 
 def parameters(spec: RankerSpec) -> int:
@@ -40,15 +43,44 @@ def macs(spec: RankerSpec, n_tokens: int, query_tokens: int = QUERY_TOKENS) -> i
     ``query_tokens``, the first token and two separators is taken for the document, by default as if every query had
     `QUERY_TOKENS`. What a rule looks at besides the layer's own attention counts, too.
     """
-    total = _embedding_macs(spec, n_tokens)
-    n_document = max(0, n_tokens - query_tokens - 3)
+    left = {index: layer.token_rule.n_left for index, layer in enumerate(spec.layers) if layer.token_rule}
+    return macs_of_rows(spec, n_tokens, max(0, n_tokens - query_tokens - 3), min(n_tokens, query_tokens + 1), left)
+
+
+def macs_of_rows(
+    spec: RankerSpec, n_tokens: Count, n_document: Count, n_asking: Count, left: Mapping[int, Callable[[Count], Count]]
+) -> Count:
+    """Return the multiply-adds of a pair, where it is told how many document tokens stay behind some layers.
+
+    Counts may be arrays or tensors with one value for each of several pairs, also such in which tokens count in part;
+    then so is the result.
+
+    Args:
+        spec: the ranker; of its token rules only those count that stand behind layers in ``left``.
+        n_tokens: of the pair.
+        n_document: of them, the document's.
+        n_asking: of them, the first token and the query's.
+        left: takes how many document tokens reach a rule to how many stay, by layer.
+    """
+    lengths, judging = [], 0
     for index, layer in enumerate(spec.layers):
+        lengths.append(n_tokens)
+        if index in left:
+            judging = judging + scorer_macs(layer, spec.width, n_tokens, n_asking)
+            n_left = left[index](n_document)
+            n_tokens, n_document = n_tokens - n_document + n_left, n_left
+    return macs_of_lengths(spec, lengths) + judging
+
+
+def macs_of_lengths(spec: RankerSpec, lengths: Sequence[Count]) -> Count:
+    """Return the multiply-adds of a pair of which each layer reads so many tokens, whatever its token rules say.
+
+    What judges tokens is not counted. Lengths may be arrays or tensors, as of `macs_of_rows`.
+    """
+    total = _embedding_macs(spec, lengths[0])
+    for index, (layer, n_tokens) in enumerate(zip(spec.layers, lengths, strict=True)):
         last = index == len(spec.layers) - 1 and spec.reads_first_token_only
-        total += _layer_macs(layer, n_tokens, 1 if last else n_tokens)
-        if rule := layer.token_rule:
-            total += scorer_macs(layer, spec.width, n_tokens, min(n_tokens, query_tokens + 1))
-            gone = n_document - rule.n_left(n_document)
-            n_tokens, n_document = n_tokens - gone, n_document - gone
+        total = total + _layer_macs(layer, n_tokens, 1 if last else n_tokens)
     return total + (_head_macs(spec.head) if isinstance(spec.head, ClassifierHead) else 0)
 
 
@@ -82,12 +114,12 @@ def macs_by_linear(spec: RankerSpec, n_tokens: int) -> dict[str, int]:
     return found
 
 
-def _embedding_macs(spec: RankerSpec, n_tokens: int) -> int:
-    return linear_macs(spec.embeddings.project) * n_tokens if spec.embeddings.project else 0
+def _embedding_macs(spec: RankerSpec, n_tokens: Count) -> Count:
+    return n_tokens * (linear_macs(spec.embeddings.project) if spec.embeddings.project else 0)
 
 
-def _layer_macs(layer: LayerSpec, n_tokens: int, asking: int) -> int:
-    total = 0
+def _layer_macs(layer: LayerSpec, n_tokens: Count, asking: Count | int) -> Count:
+    total: Any = 0
     if a := layer.attention:
         total += (linear_macs(a.query) + linear_macs(a.output)) * asking
         total += (linear_macs(a.key) + linear_macs(a.value)) * n_tokens
@@ -100,7 +132,7 @@ def _head_macs(head: ClassifierHead) -> int:
     return linear_macs(head.output) + (linear_macs(head.dense) if head.dense else 0)
 
 
-def scorer_macs(layer: LayerSpec, width: int, n_tokens: int, n_asking: int) -> int:
+def scorer_macs(layer: LayerSpec, width: int, n_tokens: Count, n_asking: Count) -> Count | int:
     """Return the multiply-adds of judging the tokens of a row, as the written graph does it.
 
     Shares of full attention are at hand there; where a layer has another pattern, products of queries and keys are

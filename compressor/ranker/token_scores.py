@@ -13,7 +13,9 @@ from compressor.ranker.spec import LearnedScorer, PageRankScorer, TokenScorer
 from compressor.ranker.tokens import RowParts, TokenLayout
 
 if TYPE_CHECKING:
+    from compressor.ranker.encoder import Encoder
     from compressor.ranker.layers import Layer
+    from compressor.ranker.trace import Trace
 
 STANDARDIZED_EPSILON = 1e-5  # added to the variance of a state that is judged
 
@@ -116,6 +118,23 @@ def attention_paid(reached: Reached, n_asking: int) -> Tensor:
             products = products + reached.layout.log_gates[:, None, None, :]
         products = products.masked_fill(~reached.layout.mask[:, None, None, :], torch.finfo(exact).min)
         return products.softmax(dim=-1).mean(dim=1)
+
+
+def attention_of_last(module: Encoder, trace: Trace, parts: RowParts) -> Tensor:
+    """Return what first tokens pay to the tokens of their rows in the last layer with attention, ``[B, S]``.
+
+    Relative to the row's mean. It is what reaches the score where that is read at the first token.
+
+    Args:
+        module: a ranker.
+        trace: of a pass in which no token went before that layer that stands in ``parts``.
+        parts: what the tokens are.
+    """
+    layers: Any = module.layers
+    last = max(index for index, layer in enumerate(module.spec.layers) if layer.attention)
+    read, layout = trace.states[last], trace.layouts[last]
+    reading = Reached(layer=layers[last], read=read, given=read, layout=layout, parts=parts)
+    return attention_paid(reading, 1)[:, 0] * layout.n_tokens[:, None]
 
 
 def build_scorer(spec: TokenScorer, width: int) -> nn.Module:

@@ -11,11 +11,12 @@ from compressor.training.objective import Objective
 
 if TYPE_CHECKING:
     from compressor.ranker.encoder import Encoder
+    from compressor.training.share_gates import ShareGates
     from compressor.training.token_gates import TokenGates
     from compressor.training.weight_masks import WeightMasks
     from compressor.training.width_masks import WidthMasks
 
-Masks = TypeVar("Masks", bound="TokenGates | WeightMasks | WidthMasks")
+Masks = TypeVar("Masks", bound="ShareGates | TokenGates | WeightMasks | WidthMasks")
 
 
 class ObjectiveWithMasks(Objective, Generic[Masks]):
