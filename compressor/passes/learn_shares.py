@@ -152,7 +152,7 @@ class LearnShares(Distill):
         if not found:
             raise PlanError(
                 f"no layer with attention among {candidates[0]} to {candidates[-1]}, by which tokens could be judged",
-                fix="name layers",
+                fix="name layers that have one",
                 setting="layers",
             )
         return found
