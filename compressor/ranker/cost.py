@@ -11,7 +11,6 @@ from compressor.ranker.spec import (
     DenseSparseForm,
     KeepRule,
     LayerSpec,
-    LearnedScorer,
     LinearSpec,
     LowRankForm,
     NormSpec,
@@ -29,7 +28,7 @@ def parameters(spec: RankerSpec) -> int:
     """Return the number of stored weights, biases and norm parameters, those of exits among them."""
     tables = sum(table.rows * table.width for _, table in tables_of(spec))
     linears = sum(linear_weights(linear) + linear.outputs * linear.bias for _, linear in linears_of(spec))
-    scorers = sum(2 * spec.width for layer in spec.layers if _has_learned_scorer(layer))
+    scorers = sum(2 * spec.width for layer in spec.layers if layer.has_learned_scorer)
     return tables + linears + scorers + sum(_norm_parameters(norm, width) for norm, width in _norms(spec))
 
 
@@ -144,7 +143,7 @@ def scorer_macs(layer: LayerSpec, width: int, n_tokens: Count, n_asking: Count) 
         n_tokens: that reach the rule.
         n_asking: of them, the first token and the query's.
     """
-    if _has_learned_scorer(layer):
+    if layer.has_learned_scorer:
         return (n_tokens + n_asking) * width
     if not isinstance(layer.token_rule, KeepRule) or layer.attention is None:
         return 0
@@ -152,10 +151,6 @@ def scorer_macs(layer: LayerSpec, width: int, n_tokens: Count, n_asking: Count) 
     rows, steps = (n_tokens, scorer.steps) if isinstance(scorer, PageRankScorer) else (n_asking, 1)
     products = 0 if attention.pattern.kind == "full" else rows * n_tokens * attention.heads * attention.head_width
     return products + steps * rows * n_tokens
-
-
-def _has_learned_scorer(layer: LayerSpec) -> bool:
-    return isinstance(layer.token_rule, KeepRule) and isinstance(layer.token_rule.scorer, LearnedScorer)
 
 
 def linear_macs(linear: LinearSpec) -> int:

@@ -79,7 +79,7 @@ class Keep(nn.Module):
         """Return all tokens, each as far as a gate lets it through."""
         layout = reached.layout
         before = torch.zeros_like(scores) if layout.log_gates is None else layout.log_gates
-        gates = gate(scores, _padded_document(reached), before)
+        gates = gate(scores, reached.parts.document_slots(layout), before)
         everything = torch.arange(len(layout.to_packed), device=scores.device)
         return Reduction(layout=replace(layout, log_gates=gates), kept=everything)
 
@@ -96,7 +96,7 @@ class KeepShare(Keep):
 
     @torch.no_grad()
     def _chosen(self, reached: Reached, spec: KeepShareRule) -> Reduction:
-        layout, document = reached.layout, _padded_document(reached)
+        layout, document = reached.layout, reached.parts.document_slots(reached.layout)
         part, whole = spec.fraction
         n_kept = torch.div(document.sum(dim=1) * part + whole - 1, whole, rounding_mode="floor")
         unit = 1.0 if isinstance(spec.scorer, LearnedScorer) else None
@@ -119,7 +119,7 @@ class KeepThreshold(Keep):
         return self.gated(self.gate, reached, self.scorer(reached) * reached.layout.n_tokens[:, None])
 
     def _chosen(self, reached: Reached, threshold: float) -> Reduction:
-        layout, document = reached.layout, _padded_document(reached)
+        layout, document = reached.layout, reached.parts.document_slots(reached.layout)
         relative = self.scorer(reached) * layout.n_tokens[:, None]
         chosen, margins = at_least(relative, document, threshold)
         new_layout, kept = layout.keep_tokens(~reached.parts.document | layout.pack(chosen))
@@ -143,14 +143,6 @@ def at_least(scores: Tensor, eligible: Tensor, threshold: float) -> tuple[Tensor
     lead = (best[:, 0] - runner_up) / best[:, 0].abs().clamp(min=_NOTHING)
     margins = torch.where(best[:, 0] >= threshold, gaps, lead)
     return chosen, torch.where(eligible.sum(dim=1) > 1, margins, torch.inf)
-
-
-def _padded_document(reached: Reached) -> Tensor:
-    """Return which slots of the padded view are document tokens, bool ``[B, S]``."""
-    layout = reached.layout
-    document = layout.mask.new_zeros(layout.mask.numel())
-    document[layout.to_packed] = reached.parts.document
-    return document.view(layout.mask.shape)
 
 
 def best_of_rows(scores: Tensor, eligible: Tensor, n_kept: Tensor, unit: float | None = None) -> tuple[Tensor, Tensor]:

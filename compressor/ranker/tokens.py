@@ -139,6 +139,12 @@ class RowParts:
         """Return the parts of the tokens that stay, int64 ``[T']``."""
         return replace(self, document=self.document[kept])
 
+    def document_slots(self, layout: TokenLayout) -> Tensor:
+        """Return which slots of the padded view are document tokens, bool ``[B, S]``."""
+        document = layout.mask.new_zeros(layout.mask.numel())
+        document[layout.to_packed] = self.document
+        return document.view(layout.mask.shape)
+
     def asking_shares(self, layout: TokenLayout) -> Tensor:
         """Return float32 ``[B, S]``: equal shares for a row's asking tokens, which add up to 1, 0 elsewhere."""
         columns = torch.arange(layout.mask.shape[1], device=layout.mask.device)

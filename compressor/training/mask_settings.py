@@ -84,3 +84,16 @@ class TokenOrderSettings(Record):
 
     weight: NonNegativeFloat = 0.01
     top: Annotated[int, Field(ge=2, le=512)] = 20
+
+
+class TokenScorerSettings(Record):
+    """How learned scorers of token rules learn while a ranker is trained.
+
+    ``weight``: of the squared errors of scores and of their differences, as heads tell them from the tokens that a
+    scorer picks. ``hidden``: the width of heads; by default the ranker's. ``learning_rate``: theirs, constant; scorers
+    learn as fast as the ranker.
+    """
+
+    weight: PositiveFloat = 0.05
+    hidden: PositiveInt | None = None
+    learning_rate: PositiveFloat = 0.001

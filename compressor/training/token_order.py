@@ -67,7 +67,7 @@ class TokenOrder:
             rows: where all of their tokens stand, and what these are.
         """
         layout, parts = rows
-        document = layout.pad(parts.document[:, None])[:, :, 0] & layout.mask
+        document = parts.document_slots(layout)
         with torch.no_grad():
             self.start.to(layout.mask.device)
             order = attention_of_last(self.start, self.start.trace(**batch.inputs), parts)
