@@ -10,6 +10,8 @@ from torch import Tensor
 TEMPERATURE = 2 / 3  # beta of the paper
 LOW, HIGH = -0.1, 1.1  # gamma and zeta: the interval that a binary concrete variable is stretched to, then clamped
 
+_THRESHOLDS = 16  # at which means are integrated
+
 
 def sampled_gates(logits: Tensor, uniform: Tensor) -> Tensor:
     """Return gates drawn from hard-concrete distributions, with a gradient for the logits.
@@ -26,6 +28,15 @@ def sampled_gates(logits: Tensor, uniform: Tensor) -> Tensor:
 def expected_gates(logits: Tensor) -> Tensor:
     """Return the gates of evaluation, without noise: the sigmoid of the logits, stretched and clamped."""
     return _stretched(torch.sigmoid(logits))
+
+
+def mean_gates(logits: Tensor) -> Tensor:
+    """Return the mean of what is drawn of each gate, with a gradient that never quite vanishes.
+
+    The mean of a gate between 0 and 1 is the integral, over thresholds, of the chance that it is above one.
+    """
+    thresholds = (torch.arange(_THRESHOLDS, device=logits.device, dtype=logits.dtype) + 0.5) / _THRESHOLDS
+    return torch.sigmoid(logits[..., None] - TEMPERATURE * torch.logit((thresholds - LOW) / (HIGH - LOW))).mean(dim=-1)
 
 
 def open_chances(logits: Tensor) -> Tensor:

@@ -64,6 +64,28 @@ def lambda_labels(
     return _lambda_loss(lists, lists.targets.clamp(min=0), scheme, k, sigma, mu)
 
 
+def lambda_arp2(scores: Tensor, targets: Tensor, mask: Tensor, *, top: int, sigma: float = 1.0) -> Tensor:
+    """Return ARP-Loss2 of the items that the targets rank highest, divided by the square of their number, ``[L]``.
+
+    ``sum over y_i > y_j of (y_i - y_j) log2(1 + exp(-sigma (s_i - s_j)))`` bounds the relevance-weighted average rank;
+    the last of the ``top`` items has relevance y = 1, the one before it 2, and so on, as ToP (arXiv 2306.14393) has it.
+
+    Args:
+        scores, targets, mask: as in `teacher_losses`.
+        top: how many items of each list count; fewer where there are fewer.
+        sigma: the slope of the pairs' logistic loss.
+    """
+    judged = targets.masked_fill(~mask | targets.isnan(), -torch.inf)
+    best = judged.topk(min(top, judged.shape[1]), dim=1).indices
+    lists = score_lists(*(each.gather(1, best) for each in (scores, targets, mask)))
+    n_top = lists.valid.sum(dim=1)
+    relevance = n_top[:, None] + 1 - lists.ranks().to(lists.scores.dtype)
+    gaps = relevance[:, :, None] - relevance[:, None, :]
+    differences = lists.scores[:, :, None] - lists.scores[:, None, :]
+    losses = gaps * F.softplus(-sigma * differences) / math.log(2)
+    return torch.where(lists.better(), losses, 0.0).sum(dim=(1, 2)) / n_top.clamp(min=1).square()
+
+
 def _lambda_loss(
     lists: ScoreLists, grades: Tensor, scheme: LambdaScheme, k: int | None, sigma: float, mu: float
 ) -> Tensor:

@@ -13,7 +13,7 @@ from compressor.algorithms.linear_fits import Moments, prediction
 from compressor.algorithms.token_thresholds import traces
 from compressor.errors import RunError
 from compressor.ranker.ranker import Ranker
-from compressor.ranker.token_scores import Reached, attention_paid, standardized
+from compressor.ranker.token_scores import Reached, attention_of_last, standardized
 from compressor.ranker.tokens import RowParts, TokenLayout
 from compressor.ranker.trace import Trace
 
@@ -73,14 +73,12 @@ def fitted_scorer(ranker: Ranker, pairs: Sequence[tuple[str, str]], layer: int) 
 def _samples(ranker: Ranker, trace: Trace, input_ids: Tensor, layer: int) -> Tensor:
     """Return what predicts and what is told, ``[n, 2 W + 1]``, of document tokens, each less its row's mean."""
     layers: Any = ranker.module.layers
-    last = max(index for index, one in enumerate(ranker.spec.layers) if one.attention)
     layout, parts = trace.layouts[layer + 1], _parts(ranker, trace, input_ids, layer)
     judged = Reached(
         layer=layers[layer], read=trace.states[layer], given=trace.states[layer + 1], layout=layout, parts=parts
     )
     states, asking = standardized(judged)
-    reading = Reached(layer=layers[last], read=trace.states[last], given=trace.states[last], layout=layout, parts=parts)
-    shares = attention_paid(reading, 1)[:, 0] * layout.n_tokens[:, None]
+    shares = attention_of_last(ranker.module, trace, parts)
     told = shares.clamp(min=_LEAST_SHARE).log()[:, :, None]
     predicting = torch.cat([states, states * asking[:, None], told], dim=2)
     return _less_row_means(layout.pack(predicting)[parts.document], layout, parts)

@@ -178,4 +178,5 @@ class Distill(TrainingPass):
             on_exits=tuple(self.exit_losses.terms()),
             live=bool(self.losses) and self._is_live,
             watched=watched,
+            heads=self.scorer_heads(ranker.spec, supply.seed),
         )

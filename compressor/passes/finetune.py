@@ -49,5 +49,6 @@ class Finetune(TrainingPass):
             labels=tuple(self.losses.terms()),
             exits=self.exits_weight(ranker.spec),
             on_exits=tuple(self.exit_losses.terms()),
+            heads=self.scorer_heads(ranker.spec, supply.seed),
         )
         return self.train(ranker, supply, data, objective, by_positive=True)

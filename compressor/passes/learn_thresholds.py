@@ -11,11 +11,13 @@ from pydantic import Field, PositiveInt
 from compressor.passes.contract import Need, PlanError, Promise, Supply
 from compressor.passes.distill import Distill
 from compressor.passes.token_rules import (
+    BESIDE_NO_GATES,
     SCORERS,
     KeptShare,
     Place,
     ScorerName,
     judged_places,
+    refuse_beside_gates,
     refuse_whole_rows,
     ruled_as,
     rules_stay,
@@ -125,10 +127,4 @@ class LearnThresholds(Distill):
                 fix="set epochs to 0, which sets thresholds and trains nothing",
                 setting="epochs",
             )
-        for setting in ("evaluate_every", "layer_drop"):
-            if getattr(self, setting):
-                raise PlanError(
-                    f"{setting} with gates that let every token through in part, in all of their layers",
-                    fix=f"take {setting} away; put distill behind, which may have it",
-                    setting=setting,
-                )
+        refuse_beside_gates({name: getattr(self, name) for name in BESIDE_NO_GATES})

@@ -37,6 +37,7 @@ SCORERS: Mapping[ScorerName, AttentionScorer | PageRankScorer] = {
     "attention": AttentionScorer(),
     "pagerank": PageRankScorer(),
 }
+BESIDE_NO_GATES = ("evaluate_every", "layer_drop")  # settings of a training that have no use for gates on tokens
 
 
 _VERBS = {"pool": "pool_tokens", "keep_share": "keep_tokens", "keep_threshold": "learn_thresholds",
@@ -203,6 +204,21 @@ def rules_stay(result: Ranker, places: Sequence[int]) -> list[Promise]:
 
     named = ", ".join(map(str, places))
     return [Promise(text=f"as long as no layer goes, tokens go behind {named} as now", check=check)] if made else []
+
+
+def refuse_beside_gates(settings: Mapping[str, object]) -> None:
+    """Refuse settings of a training, by name, that make no sense while gates let every token through in part.
+
+    Raises:
+        PlanError: names the first that is set.
+    """
+    for setting, value in settings.items():
+        if value:
+            raise PlanError(
+                f"{setting} with gates that let every token through in part, in all of their layers",
+                fix=f"take {setting} away; put distill behind, which may have it",
+                setting=setting,
+            )
 
 
 def refuse_drawn_rules(spec: RankerSpec, drawn: DrawnTokenRules) -> None:

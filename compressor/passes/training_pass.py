@@ -20,6 +20,7 @@ from compressor.training.drawn_parts import DrawnParts
 from compressor.training.drawn_rules import DrawnTokenRules
 from compressor.training.lists import check_sources
 from compressor.training.loss_settings import ExitLosses
+from compressor.training.mask_settings import TokenScorerSettings
 from compressor.training.settings import Share, TrainingSettings
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from compressor.training.batches import ListSource
     from compressor.training.objective import Objective
     from compressor.training.result import TrainingResult
+    from compressor.training.scorer_heads import ScorerHeads
     from compressor.training.teachers import Teacher
 
 
@@ -51,6 +53,10 @@ class TrainingPass(TrainingSettings, Pass):
     ``token_rules``: of the ranker's token rules, what a step puts in their place, drawn anew for each step:
     ``{strides: [1, 2, 4]}`` makes pools elastic (LTC, arXiv 2605.20683), ``{shares: [1, 0.7, 0.5]}`` shares that are
     kept. The result has the rules that it had; the passes that set them may set others of these numbers.
+    ``token_scorers``: have the vectors of learned scorers (`keep_tokens` with ``scorer: learned``) learn, too, from the
+    teacher's scores, or from the ranker's own where none is asked, through heads that are dropped in the end (Token
+    Cropr, arXiv 2412.00965); ``{}`` for its defaults. Nothing else of the ranker learns from these heads. By default
+    vectors stay as they were fitted, and so does what they pick of equal states.
     ``freeze_embeddings``: leave the embeddings as they are.
     ``adapters``: train adapters beside frozen matrices, and merge them in the end: ``{kind: lora, rank: 8}``, or
     ``{kind: randlora}``. Less memory for the optimizer, smaller checkpoints, and less that can go wrong on little data.
@@ -68,6 +74,7 @@ class TrainingPass(TrainingSettings, Pass):
     exit_losses: ExitLosses = ExitLosses()
     layer_drop: Share = 0.0
     token_rules: DrawnTokenRules | None = None
+    token_scorers: TokenScorerSettings | None = None
     freeze_embeddings: bool = False
     adapters: Adapters | None = None
 
@@ -109,11 +116,25 @@ class TrainingPass(TrainingSettings, Pass):
                     setting="adapters",
                 )
             self.adapters.adapted(spec)
+        if self.token_scorers and not any(layer.has_learned_scorer for layer in spec.layers):
+            raise PlanError(
+                "token_scorers for a ranker that has no learned scorer",
+                fix="put keep_tokens with scorer: learned before it, or take token_scorers away",
+                setting="token_scorers",
+            )
         return spec
 
     def exits_weight(self, spec: RankerSpec) -> float:
         """Return the weight of the exits, its default filled in."""
         return float(bool(spec.exit_layers)) if self.exits is None else self.exits
+
+    def scorer_heads(self, spec: RankerSpec, seed: int) -> ScorerHeads | None:
+        """Return the heads through which learned scorers of a ranker of this shape learn, if they do."""
+        if self.token_scorers is None:
+            return None
+        from compressor.training.scorer_heads import ScorerHeads
+
+        return ScorerHeads(spec, self.token_scorers, seed)
 
     def parts(self, spec: RankerSpec, seed: int) -> DrawnParts:
         """Return which parts of a ranker of this shape each step trains."""

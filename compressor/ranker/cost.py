@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from compressor.cascade_stages import depth_of
 from compressor.ranker.spec import (
@@ -10,7 +11,6 @@ from compressor.ranker.spec import (
     DenseSparseForm,
     KeepRule,
     LayerSpec,
-    LearnedScorer,
     LinearSpec,
     LowRankForm,
     MergeRule,
@@ -22,12 +22,14 @@ from compressor.ranker.spec import (
 
 QUERY_TOKENS = 8  # of a typical web query or question
 
+Count = TypeVar("Count", int, Any)  # a number, or an array or a tensor of numbers
+
 
 def parameters(spec: RankerSpec) -> int:
     """Return the number of stored weights, biases and norm parameters, those of exits among them."""
     tables = sum(table.rows * table.width for _, table in tables_of(spec))
     linears = sum(linear_weights(linear) + linear.outputs * linear.bias for _, linear in linears_of(spec))
-    scorers = sum(2 * spec.width for layer in spec.layers if _has_learned_scorer(layer))
+    scorers = sum(2 * spec.width for layer in spec.layers if layer.has_learned_scorer)
     return tables + linears + scorers + sum(_norm_parameters(norm, width) for norm, width in _norms(spec))
 
 
@@ -41,17 +43,46 @@ def macs(spec: RankerSpec, n_tokens: int, query_tokens: int = QUERY_TOKENS) -> i
     ``query_tokens``, the first token and two separators is taken for the document, by default as if every query had
     `QUERY_TOKENS`. What a rule looks at besides the layer's own attention counts, too.
     """
-    total = _embedding_macs(spec, n_tokens)
-    n_document = max(0, n_tokens - query_tokens - 3)
+    left = {index: layer.token_rule.n_left for index, layer in enumerate(spec.layers) if layer.token_rule}
+    return macs_of_rows(spec, n_tokens, max(0, n_tokens - query_tokens - 3), min(n_tokens, query_tokens + 1), left)
+
+
+def macs_of_rows(
+    spec: RankerSpec, n_tokens: Count, n_document: Count, n_asking: Count, left: Mapping[int, Callable[[Count], Count]]
+) -> Count:
+    """Return the multiply-adds of a pair, where it is told how many document tokens stay behind some layers.
+
+    Counts may be arrays or tensors with one value for each of several pairs, also such in which tokens count in part;
+    then so is the result.
+
+    Args:
+        spec: the ranker; of its token rules only those count that stand behind layers in ``left``.
+        n_tokens: of the pair.
+        n_document: of them, the document's.
+        n_asking: of them, the first token and the query's.
+        left: takes how many document tokens reach a rule to how many stay, by layer.
+    """
+    lengths, judging = [], 0
     for index, layer in enumerate(spec.layers):
+        lengths.append(n_tokens)
+        if index in left:
+            judging = judging + scorer_macs(layer, spec.width, n_tokens, n_asking)
+            n_left = left[index](n_document)
+            if isinstance(layer.token_rule, MergeRule):  # a matrix product sums up what has merged
+                judging = judging + (n_document - n_left) ** 2 * spec.width
+            n_tokens, n_document = n_tokens - n_document + n_left, n_left
+    return macs_of_lengths(spec, lengths) + judging
+
+
+def macs_of_lengths(spec: RankerSpec, lengths: Sequence[Count]) -> Count:
+    """Return the multiply-adds of a pair of which each layer reads so many tokens, whatever its token rules say.
+
+    What judges tokens is not counted. Lengths may be arrays or tensors, as of `macs_of_rows`.
+    """
+    total = _embedding_macs(spec, lengths[0])
+    for index, (layer, n_tokens) in enumerate(zip(spec.layers, lengths, strict=True)):
         last = index == len(spec.layers) - 1 and spec.reads_first_token_only
-        total += _layer_macs(layer, n_tokens, 1 if last else n_tokens)
-        if rule := layer.token_rule:
-            total += scorer_macs(layer, spec.width, n_tokens, min(n_tokens, query_tokens + 1))
-            gone = n_document - rule.n_left(n_document)
-            if isinstance(rule, MergeRule):  # a matrix product sums up what has merged
-                total += gone**2 * spec.width
-            n_tokens, n_document = n_tokens - gone, n_document - gone
+        total = total + _layer_macs(layer, n_tokens, 1 if last else n_tokens)
     return total + (_head_macs(spec.head) if isinstance(spec.head, ClassifierHead) else 0)
 
 
@@ -115,13 +146,13 @@ def macs_by_linear(spec: RankerSpec, n_tokens: int) -> dict[str, int]:
     return found
 
 
-def _embedding_macs(spec: RankerSpec, n_tokens: int) -> int:
-    return linear_macs(spec.embeddings.project) * n_tokens if spec.embeddings.project else 0
+def _embedding_macs(spec: RankerSpec, n_tokens: Count) -> Count:
+    return n_tokens * (linear_macs(spec.embeddings.project) if spec.embeddings.project else 0)
 
 
-def _layer_macs(layer: LayerSpec, n_tokens: int, asking: int, n_seen: int | None = None) -> int:
+def _layer_macs(layer: LayerSpec, n_tokens: Count, asking: Count | int, n_seen: Count | None = None) -> Count:
     """Return those of a layer over so many tokens, of which some ask, and see all of them or other numbers of keys."""
-    total = 0
+    total: Any = 0
     if a := layer.attention:
         total += (linear_macs(a.query) + linear_macs(a.output)) * asking
         total += (linear_macs(a.key) + linear_macs(a.value)) * n_tokens
@@ -134,7 +165,7 @@ def _head_macs(head: ClassifierHead) -> int:
     return linear_macs(head.output) + (linear_macs(head.dense) if head.dense else 0)
 
 
-def scorer_macs(layer: LayerSpec, width: int, n_tokens: int, n_asking: int) -> int:
+def scorer_macs(layer: LayerSpec, width: int, n_tokens: Count, n_asking: Count) -> Count | int:
     """Return the multiply-adds of judging the tokens of a row, as the written graph does it.
 
     Shares of full attention are at hand there; where a layer has another pattern, products of queries and keys are
@@ -146,7 +177,7 @@ def scorer_macs(layer: LayerSpec, width: int, n_tokens: int, n_asking: int) -> i
         n_tokens: that reach the rule.
         n_asking: of them, the first token and the query's.
     """
-    if _has_learned_scorer(layer):
+    if layer.has_learned_scorer:
         return (n_tokens + n_asking) * width
     if isinstance(layer.token_rule, MergeRule):
         return n_tokens**2 * (layer.head_width + 1)
@@ -156,10 +187,6 @@ def scorer_macs(layer: LayerSpec, width: int, n_tokens: int, n_asking: int) -> i
     rows, steps = (n_tokens, scorer.steps) if isinstance(scorer, PageRankScorer) else (n_asking, 1)
     products = 0 if attention.pattern.kind == "full" else rows * n_tokens * attention.heads * attention.head_width
     return products + steps * rows * n_tokens
-
-
-def _has_learned_scorer(layer: LayerSpec) -> bool:
-    return isinstance(layer.token_rule, KeepRule) and isinstance(layer.token_rule.scorer, LearnedScorer)
 
 
 def linear_macs(linear: LinearSpec) -> int:

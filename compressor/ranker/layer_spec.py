@@ -10,7 +10,7 @@ from compressor.ranker.attention_spec import AttentionSpec
 from compressor.ranker.ffn_spec import FeedForwardBlock, FeedForwardSpec
 from compressor.ranker.head_spec import ClassifierHead
 from compressor.ranker.parts_spec import FloatKind, LinearSpec, NormSpec, float_kind
-from compressor.ranker.token_rule_spec import TokenRule
+from compressor.ranker.token_rule_spec import KeepRule, LearnedScorer, TokenRule
 from compressor.records import Record
 
 
@@ -32,6 +32,11 @@ class LayerSpec(Record):
     ffn_norm: NormSpec | None
     token_rule: TokenRule | None = None
     exit: ClassifierHead | None = None
+
+    @property
+    def has_learned_scorer(self) -> bool:
+        """Whether tokens are judged behind it by vectors of its own."""
+        return isinstance(self.token_rule, KeepRule) and isinstance(self.token_rule.scorer, LearnedScorer)
 
     @property
     def heads(self) -> int:

@@ -38,10 +38,3 @@ class Reduction:
         sums = values.new_zeros(len(self.kept), values.shape[1], dtype=exact).index_add(0, self.owner, values.to(exact))
         sizes = torch.bincount(self.owner, minlength=len(self.kept))[:, None]
         return (sums / sizes).to(values.dtype)
-
-
-def padded_marks(layout: TokenLayout, marks: Tensor) -> Tensor:
-    """Return marks of packed tokens, bool ``[T]``, in the padded view, bool ``[B, S]``, false on padding."""
-    padded = layout.mask.new_zeros(layout.mask.numel())
-    padded[layout.to_packed] = marks
-    return padded.view(layout.mask.shape)

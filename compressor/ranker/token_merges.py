@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compressor.ranker.reductions import Reduction, padded_marks
+from compressor.ranker.reductions import Reduction
 from compressor.ranker.spec import MergeRule
 from compressor.ranker.token_scores import Reached
 
@@ -28,10 +28,10 @@ class Merge(nn.Module):
     @torch.no_grad()
     def forward(self, reached: Reached, spec: MergeRule) -> Reduction:
         layout, parts = reached.layout, reached.parts
-        document = padded_marks(layout, parts.document)  # [B, S]
+        document = parts.document_slots(layout)  # [B, S]
         may_merge = document
         if spec.keep_query_terms and parts.query_terms is not None:
-            may_merge = document & ~padded_marks(layout, parts.query_terms)
+            may_merge = document & ~layout.marked_slots(parts.query_terms)
         similarity = key_similarities(reached)  # [B, S, S]
         energy = energies(similarity, document, spec.margin)
         n_gone = merges_of(document, may_merge, spec)

@@ -7,14 +7,15 @@ the tokenizer reads it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from fractions import Fraction
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from compressor.records import Record
+
+Count = TypeVar("Count", int, Any)
 
 LEAST_MERGED_SHARE = 0.5  # half of the tokens merges into the other half
 _MOST_PARTS = 10_000  # of a share's denominator: int64 holds its product with any row's length
@@ -92,9 +93,10 @@ class ShareRule(Record):
         exact = Fraction(str(self.share)).limit_denominator(_MOST_PARTS)
         return exact.numerator, exact.denominator
 
-    def n_left(self, n_tokens: int) -> int:
-        """Return how many of a document's tokens are left, by the share."""
-        return math.ceil(Fraction(*self.fraction) * n_tokens)
+    def n_left(self, n_tokens: Count) -> Count:
+        """Return how many of a document's tokens stay, by the share; an array for one of whole numbers."""
+        part, whole = self.fraction
+        return -(-part * n_tokens // whole)
 
 
 class KeepRule(ShareRule):

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from compressor.ranker.reductions import Reduction, padded_marks
+from compressor.ranker.reductions import Reduction
 from compressor.ranker.spec import (
     KeepRule,
     KeepShareRule,
@@ -38,34 +38,13 @@ class Pool(nn.Module):
         return Reduction(layout=new_layout, kept=kept, owner=opens.cumsum(0) - 1)
 
 
-class KeepShare(nn.Module):
-    """Keeps the best share of each row's document tokens; ``scorer`` gives them scores ``[B, S]``."""
-
-    def __init__(self, spec: KeepRule, width: int) -> None:
-        super().__init__()
-        self.scorer = build_scorer(spec.scorer, width)
-
-    @torch.no_grad()
-    def forward(self, reached: Reached, spec: KeepShareRule) -> Reduction:
-        layout, document = reached.layout, padded_marks(reached.layout, reached.parts.document)
-        part, whole = spec.fraction
-        n_kept = torch.div(document.sum(dim=1) * part + whole - 1, whole, rounding_mode="floor")
-        unit = 1.0 if isinstance(spec.scorer, LearnedScorer) else None
-        chosen, margins = best_of_rows(self.scorer(reached), document, n_kept, unit)
-        new_layout, kept = layout.keep_tokens(~reached.parts.document | layout.pack(chosen))
-        return Reduction(layout=new_layout, kept=kept, margins=margins)
-
-
 Gate = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-class KeepThreshold(nn.Module):
-    """Keeps document tokens whose relative score reaches a threshold (LTP, arXiv 2107.00910), and each row's best one.
+class Keep(nn.Module):
+    """What rules share that keep document tokens; ``scorer`` gives them scores ``[B, S]``.
 
-    Two things are not as in the paper's code: scores are relative to the mean of a row's real tokens, which padding and
-    length do not move; and first token, query and separators stay.
-
-    ``gate``: set while a threshold is learned; no token goes then. It takes relative scores, which of them are of
+    ``gate``: set while it is learned which tokens stay; no token goes then. It takes scores, which of them are of
     document tokens, and the logarithms of the gates so far, all ``[B, S]``, and returns the new logarithms.
     """
 
@@ -75,19 +54,51 @@ class KeepThreshold(nn.Module):
         super().__init__()
         self.scorer = build_scorer(spec.scorer, width)
 
+    def gated(self, gate: Gate, reached: Reached, scores: Tensor) -> Reduction:
+        """Return all tokens, each as far as a gate lets it through."""
+        layout = reached.layout
+        before = torch.zeros_like(scores) if layout.log_gates is None else layout.log_gates
+        gates = gate(scores, reached.parts.document_slots(layout), before)
+        everything = torch.arange(len(layout.to_packed), device=scores.device)
+        return Reduction(layout=replace(layout, log_gates=gates), kept=everything)
+
+
+class KeepShare(Keep):
+    """Keeps the best share of each row's document tokens; a gate takes their scores as they are."""
+
+    def forward(self, reached: Reached, spec: KeepShareRule) -> Reduction:
+        if self.gate is None:
+            return self._chosen(reached, spec)
+        with torch.no_grad():  # the order counts alone, which has no gradient
+            scores = self.scorer(reached)
+        return self.gated(self.gate, reached, scores)
+
+    @torch.no_grad()
+    def _chosen(self, reached: Reached, spec: KeepShareRule) -> Reduction:
+        layout, document = reached.layout, reached.parts.document_slots(reached.layout)
+        part, whole = spec.fraction
+        n_kept = torch.div(document.sum(dim=1) * part + whole - 1, whole, rounding_mode="floor")
+        unit = 1.0 if isinstance(spec.scorer, LearnedScorer) else None
+        chosen, margins = best_of_rows(self.scorer(reached), document, n_kept, unit)
+        new_layout, kept = layout.keep_tokens(~reached.parts.document | layout.pack(chosen))
+        return Reduction(layout=new_layout, kept=kept, margins=margins)
+
+
+class KeepThreshold(Keep):
+    """Keeps document tokens whose relative score reaches a threshold (LTP, arXiv 2107.00910), and each row's best one.
+
+    Two things are not as in the paper's code: scores are relative to the mean of a row's real tokens, which padding and
+    length do not move, and a gate takes them so; and first token, query and separators stay.
+    """
+
     def forward(self, reached: Reached, spec: KeepThresholdRule) -> Reduction:
         if self.gate is None:
             with torch.no_grad():
                 return self._chosen(reached, spec.threshold)
-        layout = reached.layout
-        relative = self.scorer(reached) * layout.n_tokens[:, None]
-        before = torch.zeros_like(relative) if layout.log_gates is None else layout.log_gates
-        gates = self.gate(relative, padded_marks(reached.layout, reached.parts.document), before)
-        everything = torch.arange(len(layout.to_packed), device=relative.device)
-        return Reduction(layout=replace(layout, log_gates=gates), kept=everything)
+        return self.gated(self.gate, reached, self.scorer(reached) * reached.layout.n_tokens[:, None])
 
     def _chosen(self, reached: Reached, threshold: float) -> Reduction:
-        layout, document = reached.layout, padded_marks(reached.layout, reached.parts.document)
+        layout, document = reached.layout, reached.parts.document_slots(reached.layout)
         relative = self.scorer(reached) * layout.n_tokens[:, None]
         chosen, margins = at_least(relative, document, threshold)
         new_layout, kept = layout.keep_tokens(~reached.parts.document | layout.pack(chosen))

@@ -14,7 +14,9 @@ from compressor.ranker.spec import FullPattern, LearnedScorer, PageRankScorer, T
 from compressor.ranker.tokens import RowParts, TokenLayout
 
 if TYPE_CHECKING:
+    from compressor.ranker.encoder import Encoder
     from compressor.ranker.layers import Layer
+    from compressor.ranker.trace import Trace
 
 STANDARDIZED_EPSILON = 1e-5  # added to the variance of a state that is judged
 
@@ -119,6 +121,23 @@ def attention_paid(reached: Reached, n_asking: int) -> Tensor:
         seen = visible(FullPattern(), reached.layout, first_only=False)[:, :, :n_asking]
         products = products.masked_fill(~seen, torch.finfo(exact).min)
         return products.softmax(dim=-1).mean(dim=1)
+
+
+def attention_of_last(module: Encoder, trace: Trace, parts: RowParts) -> Tensor:
+    """Return what first tokens pay to the tokens of their rows in the last layer with attention, ``[B, S]``.
+
+    Relative to the row's mean. It is what reaches the score where that is read at the first token.
+
+    Args:
+        module: a ranker.
+        trace: of a pass in which no token went before that layer that stands in ``parts``.
+        parts: what the tokens are.
+    """
+    layers: Any = module.layers
+    last = max(index for index, layer in enumerate(module.spec.layers) if layer.attention)
+    read, layout = trace.states[last], trace.layouts[last]
+    reading = Reached(layer=layers[last], read=read, given=read, layout=layout, parts=parts)
+    return attention_paid(reading, 1)[:, 0] * layout.n_tokens[:, None]
 
 
 def build_scorer(spec: TokenScorer, width: int) -> nn.Module:

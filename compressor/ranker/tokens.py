@@ -95,6 +95,12 @@ class TokenLayout:
         """Gather a padded view ``[B, S, ...]`` back to packed values ``[T, ...]``."""
         return _Rows.apply(values.flatten(0, 1), self.to_packed, self.to_packed, True)
 
+    def marked_slots(self, marks: Tensor) -> Tensor:
+        """Return marks of packed tokens, bool ``[T]``, in the padded view, bool ``[B, S]``, false on padding."""
+        padded = self.mask.new_zeros(self.mask.numel())
+        padded[self.to_packed] = marks
+        return padded.view(self.mask.shape)
+
     def row_means(self, values: Tensor) -> Tensor:
         """Return the mean of each row's tokens, ``[T, width] -> [B, width]``, each as far as it stays."""
         if self.log_gates is not None:
@@ -164,6 +170,10 @@ class RowParts:
         """Return the parts of the tokens that stay, int64 ``[T']``."""
         terms = None if self.query_terms is None else self.query_terms[kept]
         return replace(self, document=self.document[kept], query_terms=terms)
+
+    def document_slots(self, layout: TokenLayout) -> Tensor:
+        """Return which slots of the padded view are document tokens, bool ``[B, S]``."""
+        return layout.marked_slots(self.document)
 
     def asking_shares(self, layout: TokenLayout) -> Tensor:
         """Return float32 ``[B, S]``: equal shares for a row's asking tokens, which add up to 1, 0 elsewhere."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -18,14 +19,16 @@ from compressor.algorithms.representation_losses import (
     hidden_mse,
     qkv_relation_kl,
 )
-from compressor.algorithms.teacher_losses import listwise_kl
+from compressor.algorithms.teacher_losses import listwise_kl, margin_mse, mse
 from compressor.training.matches import RelationMatch, StateMatch, same_relations, same_tokens
 
 if TYPE_CHECKING:
     from compressor.ranker.encoder import Encoder
+    from compressor.ranker.token_scores import Reached
     from compressor.ranker.trace import Trace
     from compressor.training.batches import Batch
     from compressor.training.projections import Projections
+    from compressor.training.scorer_heads import ScorerHeads
 
 ScoreTerm = tuple[str, LossOptions]  # a loss of `RANKING_LOSSES` and its options
 
@@ -65,6 +68,8 @@ class Objective:
         on_exits: losses of exits alone beside these, on teacher scores, or on the final ones where there are none.
         watched: the teacher whose inner states are matched.
         live: take teacher scores from its forward pass too, instead of those that the batch brings.
+        heads: through which learned scorers of tokens learn from the teacher's scores, or from the final ones where
+            there are none.
     """
 
     def __init__(
@@ -76,22 +81,25 @@ class Objective:
         on_exits: Sequence[ScoreTerm] = (),
         watched: Watched | None = None,
         live: bool = False,
+        heads: ScorerHeads | None = None,
     ) -> None:
         if live and watched is None:
             raise ValueError("live scores need a teacher that is watched")
         self._scores, self._labels, self._exits, self._on_exits_alone = tuple(scores), tuple(labels), exits, on_exits
-        self._watched, self._live = watched, live
+        self._watched, self._live, self._heads = watched, live, heads
         self._read: tuple[Batch, Trace] | None = None
 
     @property
     def extra(self) -> nn.Module | None:
         """What is trained along with the student and thrown away."""
-        return self._watched.projections if self._watched else None
+        parts = {"projections": self._watched.projections if self._watched else None, "scorers": self._heads}
+        found = {name: part for name, part in parts.items() if part is not None}
+        return nn.ModuleDict(found) if found else None
 
     @property
     def rates(self) -> Mapping[str, float]:
         """Constant learning rates of some of it, by the beginning of their names."""
-        return {}
+        return {f"scorers.{name}": rate for name, rate in self._heads.rates.items()} if self._heads else {}
 
     @property
     def rewinds(self) -> Collection[int]:
@@ -131,16 +139,20 @@ class Objective:
             order = batch.labels if seen is None else seen
             weights = curriculum_weights(order, batch.closeness, batch.mask, batch.progress)
             batch = replace(batch, weights=weights)
-        if not self._exits and not (watched and (watched.states or watched.relations)):
-            return self._on_scores(batch.listed(module(**batch.inputs)), targets, batch)
+        shows_inside = self._exits or (watched and (watched.states or watched.relations))
         relations = watched.relations.layers.keys() if watched and watched.relations else ()
-        student = module.trace(**batch.inputs, relations=relations)
-        scores = batch.listed(student.logits)
+        with self._heads.watched(module) if self._heads else nullcontext({}) as reached:
+            student = module.trace(**batch.inputs, relations=relations) if shows_inside else None
+            scores = batch.listed(student.logits if student else module(**batch.inputs))
         losses = self._on_scores(scores, targets, batch)
-        if self._exits and student.exits:
+        if student and self._exits and student.exits:
             losses["exits"] = self._on_exits(student, scores, targets, batch)
-        if watched and teacher:
+        if student and watched and teacher:
             losses |= _on_states(watched, student, teacher)
+        if self._heads and reached:
+            losses["token_scorers"] = self._on_scorers(
+                self._heads, reached, scores.detach() if seen is None else seen, batch
+            )
         return losses
 
     def _read_by(self, watched: Watched, batch: Batch) -> Trace:
@@ -164,6 +176,13 @@ class Objective:
                 raise ValueError(f"{name} needs {RANKING_LOSSES[name].target} values, and the batch has none")
             losses[name] = options.weight * _mean(RANKING_LOSSES[name](scores, wanted, batch.mask, options), batch)
         return losses
+
+    def _on_scorers(self, heads: ScorerHeads, reached: Mapping[int, Reached], wanted: Tensor, batch: Batch) -> Tensor:
+        found = []
+        for layer, each in reached.items():
+            told = batch.listed(heads(layer, each))
+            found += [_mean(error(told, wanted, batch.mask), batch) for error in (mse, margin_mse)]
+        return heads.settings.weight * torch.stack(found).sum() / len(reached)
 
     def _on_exits(self, student: Trace, scores: Tensor, targets: Tensor | None, batch: Batch) -> Tensor:
         losses = []

@@ -11,11 +11,12 @@ from compressor.training.objective import Objective
 
 if TYPE_CHECKING:
     from compressor.ranker.encoder import Encoder
+    from compressor.training.share_gates import ShareGates
     from compressor.training.token_gates import TokenGates
     from compressor.training.weight_masks import WeightMasks
     from compressor.training.width_masks import WidthMasks
 
-Masks = TypeVar("Masks", bound="TokenGates | WeightMasks | WidthMasks")
+Masks = TypeVar("Masks", bound="ShareGates | TokenGates | WeightMasks | WidthMasks")
 
 
 class ObjectiveWithMasks(Objective, Generic[Masks]):
@@ -29,8 +30,8 @@ class ObjectiveWithMasks(Objective, Generic[Masks]):
     def __init__(self, masks: Masks, **losses: Any) -> None:
         super().__init__(**losses)
         self._masks = masks
-        projections = super().extra
-        self._extra = nn.ModuleDict({"masks": masks} | ({} if projections is None else {"projections": projections}))
+        others: Any = super().extra
+        self._extra = nn.ModuleDict({"masks": masks, **(others or {})})
 
     @property
     def extra(self) -> nn.Module:
@@ -38,7 +39,7 @@ class ObjectiveWithMasks(Objective, Generic[Masks]):
 
     @property
     def rates(self) -> Mapping[str, float]:
-        return {f"masks.{name}": rate for name, rate in self._masks.rates.items()}
+        return {**super().rates, **{f"masks.{name}": rate for name, rate in self._masks.rates.items()}}
 
     def begin(self, module: Encoder, n_steps: int) -> None:
         self._masks.install(module, n_steps)

@@ -16,14 +16,12 @@ from compressor.algorithms.hard_concrete import expected_gates, open_chances, sa
 from compressor.algorithms.width_choice import UnitScores, WidthCosts, paid_for
 from compressor.ranker.encoder import Encoder
 from compressor.ranker.spec import RankerSpec
+from compressor.training.lagrangian import Lagrangian
 from compressor.training.mask_settings import MaskSettings, Regrowth
 
 BLOCKS = {"heads": "attentions", "neurons": "ffns"}  # units, and what a mask on whole blocks of them is called
 
 _START_LOGIT = 2.4  # where a gate without noise is just 1
-# How far the multipliers can climb in one training, whatever its length. The quadratic one climbs faster, which damps:
-# with equal rates the linear one is wound up by the time that masks need to close, and far too much is closed.
-_MOST_LINEAR, _MOST_QUADRATIC = 16.0, 480.0
 _MEMORY = 0.9  # of the average over steps of what gates' gradients are
 
 
@@ -111,8 +109,7 @@ class WidthMasks(nn.Module, ABC):
     @property
     def progress(self) -> float:
         """How much of the way from the whole ranker to the budget is over, from 0 to 1."""
-        begin, end = (share * self.n_steps for share in self.settings.ramp)
-        return min(1.0, max(0.0, (int(self.step) - begin) / max(end - begin, 1e-9)))
+        return self.settings.progress(int(self.step), self.n_steps)
 
     def split(self, kind: str, values: Tensor) -> list[Tensor]:
         """Return flat values of heads or neurons layer by layer."""
@@ -165,11 +162,11 @@ class HardConcreteMasks(WidthMasks):
         self.scores.update({kind: nn.Parameter(torch.zeros(count)) for kind, count in more.items()})
         for scores in self.scores.values():
             nn.init.constant_(scores, _START_LOGIT)
-        self.linear, self.quadratic = nn.Parameter(torch.zeros(())), nn.Parameter(torch.zeros(()))
+        self.lagrangian = Lagrangian()
 
     @property
     def rates(self) -> Mapping[str, float]:
-        return {**super().rates, "linear": _MOST_LINEAR / self.n_steps, "quadratic": _MOST_QUADRATIC / self.n_steps}
+        return {**super().rates, **self.lagrangian.rates("lagrangian", self.n_steps)}
 
     def own_gates(self, *, drawn: bool) -> dict[str, Tensor]:
         if not drawn:
@@ -200,10 +197,7 @@ class HardConcreteMasks(WidthMasks):
     def penalty(self) -> Tensor | None:
         if not self.progress:
             return None  # noisy gates are never all open: multipliers would learn to push against the start
-        gap = self.expected_cost() - (1 - (1 - self.budget) * self.progress)
-        # As large as the multipliers, and with their gradient turned round: what minimizes the loss makes them climb.
-        linear, quadratic = (2 * each.detach() - each for each in (self.linear, self.quadratic))
-        return linear * gap + quadratic * gap.square()
+        return self.lagrangian(self.expected_cost() - (1 - (1 - self.budget) * self.progress))
 
 
 class MovementMasks(WidthMasks):

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from compressor.algorithms.lambda_losses import lambda_arp2
 from compressor.algorithms.ranking_losses import RANKING_LOSSES
 
 S, T = [1.0, -0.5, 2.0, 0.0], [3.0, 1.0, 0.5, -2.0]
@@ -217,3 +218,32 @@ def test_lambda_loss_reads_linear_relevance_off_the_ranks():
     grades = [4.0, 4 * 2 / 3, 4 / 3, 0.0]
     found = value("lambda_loss", T, relevance="linear", top_grade=4.0)
     assert found == pytest.approx(value("lambda_labels", grades))
+
+
+def arp2(scores, targets, top, mask=None):
+    mask = [True] * len(scores) if mask is None else mask
+    scores, targets = (torch.tensor([part], dtype=torch.float64) for part in (scores, targets))
+    return lambda_arp2(scores, targets, torch.tensor([mask]), top=top).item()
+
+
+@pytest.mark.parametrize("top", [2, 3, 20])
+def test_lambda_arp2_from_its_formula(top):
+    best = sorted(range(4), key=lambda item: -T[item])[:top]
+    relevance = {item: len(best) - place for place, item in enumerate(best)}
+    total = sum(
+        (relevance[i] - relevance[j]) * math.log2(1 + math.exp(S[j] - S[i]))
+        for i in best
+        for j in best
+        if relevance[i] > relevance[j]
+    )
+    assert arp2(S, T, top) == pytest.approx(total / len(best) ** 2)
+    assert arp2([*S, 9.0], [*T, 9.0], top, mask=[True] * 4 + [False]) == pytest.approx(total / len(best) ** 2)
+
+
+def test_lambda_arp2_asks_for_the_order_of_the_best():
+    targets = [5.0, 4.0, 3.0, 2.0, 1.0, 0.0]
+    perfect, reverse = arp2(targets, targets, 4), arp2(targets[::-1], targets, 4)
+    swapped = arp2([5.0, 4.0, 2.0, 3.0, 1.0, 0.0], targets, 4)
+    assert perfect < swapped < reverse
+    assert arp2([5.0, 4.0, 3.0, 2.0, 0.0, 1.0], targets, 4) == pytest.approx(perfect)  # the others do not count
+    assert arp2([1.0], [1.0], 4) == 0

@@ -181,6 +181,12 @@ CASES = {
         no_mask="training changes what stays: tests/passes/test_learn_factors.py",
         mistyped={"ranks": 4},
     ),
+    "learn_shares": Case(
+        neutral={"budget": {"macs": 1}},
+        active={**_TRAINING, "budget": {"macs": 0.96}, "losses": {"mse": 1}, "representations": {}},
+        no_mask="weights all stay: tests/passes/test_learn_shares.py",
+        mistyped={"budgets": {"macs": 0.6}},
+    ),
     "learn_thresholds": Case(
         neutral={"layers": {"middle": 1}},
         active={"epochs": 0, "layers": {0: 0.5}, "n_pairs": 16},

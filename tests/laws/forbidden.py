@@ -19,7 +19,8 @@ _WIDTHS_FIRST = (
 
 _BEFORE_QUANTIZE = (
     "add_exits", "cut_nested", "dense_sparse", "drop_layers", "factorize", "fold_norms", "isolate_query",
-    "learn_factors", "learn_thresholds", "learn_widths", "linearize_layers", "merge_adapters", "nest_widths",
+    "learn_factors", "learn_shares", "learn_thresholds", "learn_widths", "linearize_layers", "merge_adapters",
+    "nest_widths",
     "prune_greedily", "prune_widths", "quantize", "smooth", "sparsify", "start_from", "subclone", "trim_vocabulary",
 )  # fmt: skip
 
@@ -36,6 +37,7 @@ FORBIDDEN = {
         for rule in ("keep_tokens", "learn_thresholds", "merge_tokens", "pool_tokens")
         for verb in _WIDTHS_FIRST
     },
+    **{("learn_shares", verb): f"put {verb} before keep_tokens" for verb in _WIDTHS_FIRST},  # whose rules it sets
     **{
         pair: "choose another layer"
         for other in ("keep_tokens", "learn_thresholds", "pool_tokens")
@@ -46,6 +48,18 @@ FORBIDDEN = {
     ("drop_layers", "merge_tokens"): "leave two layers or more",
     ("cascade", "merge_tokens"): "leave one of the two passes out",
     ("merge_tokens", "cascade"): "leave one of the two passes out",
+    ("cut_at_exit", "learn_shares"): "leave two layers or more",
+    ("drop_layers", "learn_shares"): "leave two layers or more",
+    **{
+        (first, "learn_shares"): "leave one of the two passes out"
+        for first in ("cascade", "keep_tokens", "learn_thresholds", "merge_tokens", "pool_tokens")
+    },
+    ("linearize_layers", "learn_shares"): "name layers that have one",
+    **{
+        ("learn_shares", second): "choose another layer"
+        for second in ("learn_thresholds", "merge_tokens", "pool_tokens")
+    },
+    ("learn_shares", "cascade"): "leave one of the two passes out",
     ("cut_at_exit", "learn_thresholds"): "leave two layers or more",
     ("drop_layers", "learn_thresholds"): "leave two layers or more",
     **{
@@ -99,6 +113,7 @@ FORBIDDEN_BY_HISTORY = {
     ("distill", "cut_nested"): "distill behind nest_widths",
     ("finetune", "cut_nested"): "finetune behind nest_widths",
     ("learn_factors", "cut_nested"): "learn_factors behind nest_widths",
+    ("learn_shares", "cut_nested"): "learn_shares behind nest_widths",
     ("learn_widths", "cut_nested"): "learn_widths behind nest_widths",
     ("linearize_layers", "cut_nested"): "neurons that were cut since nest_widths",
     ("prune_greedily", "cut_nested"): "neurons that were cut since nest_widths",

@@ -84,7 +84,8 @@ def test_moving_averages_leave_fixed_ranges_alone(tiny_ranker, data):
 
 
 @pytest.mark.parametrize(
-    "verb", ["learn_widths", "nest_widths", "learn_factors", "learn_thresholds", "dense_sparse", "sparsify"]
+    "verb",
+    ["learn_widths", "nest_widths", "learn_factors", "learn_shares", "learn_thresholds", "dense_sparse", "sparsify"],
 )
 def test_passes_that_reshape_while_they_train_are_refused(verb, tiny_ranker):
     from compressor.registry import registered

@@ -68,7 +68,7 @@ def test_multipliers_climb_and_scores_descend_to_the_budget(hidden):
         optimizer.step()
         optimizer.zero_grad()
         masks.after_step()
-        highest = max(highest, float(masks.linear.detach()))
+        highest = max(highest, float(masks.lagrangian.linear.detach()))
     assert highest > 0
     assert float(masks.expected_cost().detach()) == pytest.approx(0.5, abs=0.03)
 
