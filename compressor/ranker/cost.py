@@ -40,16 +40,31 @@ def macs(spec: RankerSpec, n_tokens: int, query_tokens: int = QUERY_TOKENS) -> i
     ``query_tokens``, the first token and two separators is taken for the document, by default as if every query had
     `QUERY_TOKENS`. What a rule looks at besides the layer's own attention counts, too.
     """
-    total = _embedding_macs(spec, n_tokens)
-    n_document = max(0, n_tokens - query_tokens - 3)
+    total, n_document = rest_macs(spec, n_tokens), document_tokens(n_tokens, query_tokens)
     for index, layer in enumerate(spec.layers):
-        last = index == len(spec.layers) - 1 and spec.reads_first_token_only
-        total += _layer_macs(layer, n_tokens, 1 if last else n_tokens)
+        total += layer_macs(spec, index, n_tokens)
         if rule := layer.token_rule:
             total += scorer_macs(layer, spec.width, n_tokens, min(n_tokens, query_tokens + 1))
             gone = n_document - rule.n_left(n_document)
             n_tokens, n_document = n_tokens - gone, n_document - gone
-    return total + (_head_macs(spec.head) if isinstance(spec.head, ClassifierHead) else 0)
+    return total
+
+
+def document_tokens(n_tokens: int, query_tokens: int = QUERY_TOKENS) -> int:
+    """Return how many of a pair's tokens are its document's: all but the query, the first token and two separators."""
+    return max(0, n_tokens - query_tokens - 3)
+
+
+def rest_macs(spec: RankerSpec, n_tokens: int) -> int:
+    """Return the part of `macs` that is of no layer: what stands before them all, and the head."""
+    head = _head_macs(spec.head) if isinstance(spec.head, ClassifierHead) else 0
+    return _embedding_macs(spec, n_tokens) + head
+
+
+def layer_macs(spec: RankerSpec, index: int, n_tokens: int) -> int:
+    """Return the part of `macs` that one layer has where ``n_tokens`` reach it, without its token rule."""
+    for_first = index == len(spec.layers) - 1 and spec.reads_first_token_only
+    return _layer_macs(spec.layers[index], n_tokens, 1 if for_first else n_tokens)
 
 
 def macs_of_stages(spec: RankerSpec, n_tokens: int) -> list[int]:
