@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right, insort
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
-from typing import Protocol
+from operator import itemgetter
+from typing import NamedTuple, Protocol
 
 from compressor.algorithms.budgets import BudgetError
 from compressor.ranker.cost import QUERY_TOKENS, document_tokens, layer_macs, rest_macs, scorer_macs
@@ -14,6 +16,7 @@ from compressor.ranker.forms import with_token_rules
 from compressor.ranker.spec import PoolRule, RankerSpec, TokenRule
 
 _STEPS = 16  # of a bisection: shares have three digits
+_ROUNDING = 1e-9  # of sums in another order
 
 Loss = Callable[[int, float, float], float]  # of cutting behind a layer, from one share of the document to another
 
@@ -64,15 +67,14 @@ class Schedule:
     cost: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Path:
+class _Path(NamedTuple):
     """A way through the layers so far; ``left`` is the share of the document, ``n_document`` its tokens, left by it."""
 
-    loss: float = 0.0
-    cost: float = 0.0
-    left: float = 1.0
+    loss: float
+    cost: float
+    left: float
     n_document: int
-    rules: tuple[tuple[int, TokenRule], ...] = ()
+    rules: tuple[tuple[int, TokenRule], ...]
 
 
 def best_schedules(
@@ -89,15 +91,16 @@ def best_schedules(
     """Return the choices of rules with the least losses in all that cost no more than a budget, best first.
 
     Layer by layer, of all ways to the same number of tokens left with as many rules, those are followed to which fewer
-    than ``n_best`` others are equal or better in loss and in cost. Tokens are counted, not binned, so that the result
-    is what trying all choices would give.
+    than ``n_best`` others are equal or better in loss and in cost, which can still meet the budget, and which lose no
+    more than choices that are known to. Tokens are counted, not binned, so that the result is what trying all choices
+    would give.
 
     Args:
         spec: a shape without token rules.
         n_tokens: of the pair whose cost counts.
         options: rules that may stand behind a layer, one at most, by layer.
         costs: of parts of a pair.
-        loss: of a cut; losses of all cuts add up.
+        loss: of a cut, never below 0; losses of all cuts add up.
         budget: most that a pair may cost.
         most_places: so many rules at most.
         n_best: how many choices; fewer are returned where there are fewer.
@@ -105,30 +108,53 @@ def best_schedules(
     Raises:
         BudgetError: no choice is cheap enough.
     """
-    n_other = n_tokens - document_tokens(n_tokens)
+    n_other, n_layers = n_tokens - document_tokens(n_tokens), len(spec.layers)
     layer_cost, rule_cost = cache(costs.layer), cache(costs.rule)
-    paths = [_Path(cost=costs.rest(), n_document=document_tokens(n_tokens))]
-    for index in range(len(spec.layers)):
+
+    @cache
+    def above(index: int, n_document: int, n_places: int) -> float:
+        """Return the least that layers from one on can cost, if so many rules may come."""
+        if index == n_layers:
+            return 0.0
+        n_reading = n_other + n_document
+        ways = [above(index + 1, n_document, n_places)]
+        for rule in options.get(index, ()) if n_places else ():
+            if (n_left := rule.n_left(n_document)) < n_document:
+                ways.append(rule_cost(index, rule, n_reading) + above(index + 1, n_left, n_places - 1))
+        return layer_cost(index, n_reading) + min(ways)
+
+    start = _Path(0.0, costs.rest(), 1.0, document_tokens(n_tokens), ())
+    least = start.cost + above(0, start.n_document, most_places)
+    allowed = budget * (1 + _ROUNDING)
+    if least > allowed:
+        raise BudgetError(least)
+    paths, complete = [start], [0.0] if start.cost + above(0, start.n_document, 0) <= budget else []
+    for index in range(n_layers):
         reached = []
         for path in paths:
-            n_reading = n_other + path.n_document
+            n_reading, n_more = n_other + path.n_document, most_places - len(path.rules)
             cost = path.cost + layer_cost(index, n_reading)
-            reached.append(replace(path, cost=cost))
-            for rule in options.get(index, ()) if len(path.rules) < most_places else ():
+            if cost + above(index + 1, path.n_document, n_more) <= allowed:
+                reached.append(_Path(path.loss, cost, path.left, path.n_document, path.rules))
+            for rule in options.get(index, ()) if n_more else ():
                 n_left, left = rule.n_left(path.n_document), path.left * share_left(rule)
-                if n_left < path.n_document:
-                    further = _Path(
-                        loss=path.loss + loss(index, path.left, left),
-                        cost=cost + rule_cost(index, rule, n_reading),
-                        left=left, n_document=n_left, rules=(*path.rules, (index, rule)),
-                    )  # fmt: skip
-                    reached.append(further)
-        paths = _worth_following(reached, n_best)
-    ranked = sorted(paths, key=lambda path: (path.loss, path.cost))
-    found = [path for path in ranked if path.cost <= budget][:n_best]
+                spent = cost + rule_cost(index, rule, n_reading)
+                if n_left == path.n_document or spent + above(index + 1, n_left, n_more - 1) > allowed:
+                    continue
+                lost = path.loss + loss(index, path.left, left)
+                reached.append(_Path(lost, spent, left, n_left, (*path.rules, (index, rule))))
+                if spent + above(index + 1, n_left, 0) <= budget:
+                    insort(complete, lost)
+        del complete[n_best:]
+        most_lost = complete[-1] if len(complete) == n_best else math.inf
+        paths = _worth_following([path for path in reached if path.loss <= most_lost], n_best)
+    found = sorted((path for path in paths if path.cost <= budget), key=_by_loss)[:n_best]
     if not found:
-        raise BudgetError(min(path.cost for path in paths))
+        raise BudgetError(least)
     return [Schedule(rules=dict(path.rules), loss=path.loss, cost=path.cost) for path in found]
+
+
+_by_loss = itemgetter(0, 1)
 
 
 def _worth_following(paths: Sequence[_Path], n_best: int) -> list[_Path]:
@@ -139,7 +165,7 @@ def _worth_following(paths: Sequence[_Path], n_best: int) -> list[_Path]:
     kept = []
     for group in groups.values():
         costs: list[float] = []
-        for path in sorted(group, key=lambda each: (each.loss, each.cost)):
+        for path in sorted(group, key=_by_loss):
             if bisect_right(costs, path.cost) < n_best:
                 insort(costs, path.cost)
                 kept.append(path)
