@@ -152,7 +152,7 @@ class TokenChoice:
         pools = [rule for rule in options if isinstance(rule, PoolRule)]
         kept = [rule for rule in options if not isinstance(rule, PoolRule)]
         # How many tokens stay is next to nothing in what a choice takes, and a stride is much in what a pool does.
-        rules = pools or [kept[len(kept) // 2]]
+        rules: Sequence[TokenRule] = pools or [kept[len(kept) // 2]]
         return measure_token_times(spec, n_tokens, rules, threads=self.budget.threads, precision=self.budget.precision)
 
     def _first(self, spec: RankerSpec, n_tokens: int, costs: TokenCosts, most: float | None = None) -> Schedule:

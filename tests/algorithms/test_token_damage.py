@@ -13,11 +13,11 @@ from compressor.errors import RunError
 from compressor.passes.token_rules import told_apart
 from compressor.ranker.forms import with_token_rules
 from compressor.ranker.ranker import Ranker
-from compressor.ranker.spec import KeepShareRule, LearnedScorer, PageRankScorer, PoolRule
+from compressor.ranker.spec import KeepShareRule, LearnedScorer, PageRankScorer, PoolRule, TokenRule
 from tests import tiny
 from tests.laws.cases import pre_norm
 
-KINDS = {
+KINDS: dict[str, list[TokenRule]] = {
     "attention": [KeepShareRule(share=0.6), KeepShareRule(share=0.25)],
     "pagerank": [KeepShareRule(share=0.5, scorer=PageRankScorer())],
     "learned": [KeepShareRule(share=0.5, scorer=LearnedScorer())],

@@ -12,12 +12,12 @@ from compressor.algorithms.budgets import BudgetError
 from compressor.algorithms.token_schedules import MacCosts, best_schedules, share_left, with_more_left
 from compressor.ranker.cost import document_tokens, macs
 from compressor.ranker.forms import with_token_rules
-from compressor.ranker.spec import KeepShareRule, PageRankScorer, PoolRule
+from compressor.ranker.spec import KeepShareRule, PageRankScorer, PoolRule, TokenRule
 from tests import tiny
 
 N_LAYERS, N_TOKENS = 5, 40
 SPEC = tiny.tiny_spec(layers=(tiny.tiny_layer(),) * N_LAYERS)
-RULES = [KeepShareRule(share=0.7), KeepShareRule(share=0.4), PoolRule(stride=3)]
+RULES: list[TokenRule] = [KeepShareRule(share=0.7), KeepShareRule(share=0.4), PoolRule(stride=3)]
 
 
 class DrawnCosts:
@@ -105,15 +105,15 @@ def test_multiply_adds_are_those_of_the_shape(n_tokens, rule):
 @pytest.mark.parametrize("share", [0.75, 0.85, 0.95])
 def test_what_is_left_of_a_budget_is_spent_on_shares(share):
     cost = partial(macs, n_tokens=200)
-    rules = {0: PoolRule(stride=2), 1: KeepShareRule(share=0.3), 3: KeepShareRule(share=0.6)}
+    rules: dict[int, TokenRule] = {0: PoolRule(stride=2), 1: KeepShareRule(share=0.3), 3: KeepShareRule(share=0.6)}
     most = share * cost(SPEC)
     assert cost(with_token_rules(SPEC, rules)) < 0.75 * cost(SPEC)
     more = with_more_left(SPEC, rules, cost, most)
     assert cost(with_token_rules(SPEC, more)) <= most
     assert more[0] == rules[0]
-    before, after = ([each[place].share for place in (1, 3)] for each in (rules, more))
+    before, after = ([share_left(each[place]) for place in (1, 3)] for each in (rules, more))
     assert all(new >= old for new, old in zip(after, before, strict=True))
-    further = {place: rule.changed(share=min(0.999, rule.share + 0.02)) for place, rule in more.items() if place}
+    further = {place: more[place].changed(share=min(0.999, share_left(more[place]) + 0.02)) for place in (1, 3)}
     is_spent = cost(with_token_rules(SPEC, {**more, **further})) > most
     assert is_spent or min(after) > 0.98
 
