@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -32,6 +32,10 @@ class ScoreShift:
     def squared(self) -> float:
         """The mean square of what can reorder, in squared logits: of small errors without relation, these add up."""
         return self.score_rmse**2
+
+    def as_json(self) -> dict[str, float]:
+        """Return all of it, in six digits, for a ranker's history."""
+        return {name: digits(value) for name, value in asdict(self).items()}
 
 
 def list_places(queries: Sequence[str]) -> list[np.ndarray]:
@@ -72,6 +76,11 @@ def ndcg_of_order(scores: np.ndarray, reference: np.ndarray, depth: int = DEPTH)
     discounts = 1 / np.log2(np.arange(2, depth + 2))
     found = gains[np.argsort(-scores, kind="stable")[:depth]]
     return float((found * discounts).sum() / (falling * discounts).sum())
+
+
+def digits(value: float) -> float:
+    """Return a measurement in six digits."""
+    return float(f"{value:.6g}")
 
 
 def _root_mean_square(parts: Sequence[np.ndarray]) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +12,12 @@ from torch import Tensor
 
 from compressor.algorithms.calibration import CalibrationBatch, calibration_batches, run_layers, scores_from
 from compressor.algorithms.score_shifts import ScoreShift, list_places, score_shift
-from compressor.errors import InputError
+from compressor.algorithms.stored_shifts import StoredShifts
 from compressor.progress import progress
 from compressor.ranker.encoder import Encoder
 from compressor.ranker.linears import Linear
 from compressor.ranker.ranker import Ranker
 from compressor.ranker.spec import LinearPrecision
-from compressor.storage import read_json, sha256_json, write_json
 
 Rounding = Mapping[str, LinearPrecision]  # by name of the linear
 
@@ -72,7 +70,9 @@ def measure_sensitivity(
     batches = calibration_batches(ranker, pairs)
     lists = list_places([query for query, _ in pairs])
     module = ranker.changed().module  # of its own: its linears are exchanged
-    found = _Found.of(store, ranker, pairs, trials, ranges or {})
+    roundings = {name: {each: one.model_dump() for each, one in trial.items()} for name, trial in trials.items()}
+    observed = {name: tensor.tolist() for name, tensor in (ranges or {}).items()}
+    found = StoredShifts.of(store, [ranker.fingerprint, list(map(list, pairs)), roundings, observed])
     by_layer: dict[int, list[str]] = {}
     for name, rounding in trials.items():
         by_layer.setdefault(_layer_of(rounding), []).append(name)
@@ -130,36 +130,3 @@ def _rounded(module: Encoder, rounding: Rounding, ranges: Mapping[str, Tensor]) 
     finally:
         for name, part in exact.items():
             module.set_submodule(name, part)
-
-
-class _Found:
-    """What has been measured so far, in memory and in a file."""
-
-    def __init__(self, store: Path | None, key: str, shifts: dict[str, ScoreShift]) -> None:
-        self.store, self.key, self.shifts = store, key, shifts
-
-    @classmethod
-    def of(
-        cls, store: Path | None, ranker: Ranker, pairs: Sequence[tuple[str, str]], trials: Mapping[str, Rounding],
-        ranges: Mapping[str, Tensor],
-    ) -> _Found:  # fmt: skip
-        """Return what a file holds of these very trials: nothing, where it is of others or cannot be read."""
-        roundings = {name: {each: one.model_dump() for each, one in found.items()} for name, found in trials.items()}
-        observed = {name: tensor.tolist() for name, tensor in ranges.items()}
-        key = sha256_json([ranker.fingerprint, list(map(list, pairs)), roundings, observed])
-        shifts: dict[str, ScoreShift] = {}
-        if store and store.is_file():
-            try:
-                stored = read_json(store)
-                if stored["key"] == key:
-                    shifts = {name: ScoreShift(**values) for name, values in stored["shifts"].items()}
-            except (InputError, KeyError, TypeError, AttributeError):
-                pass  # what cannot be read is measured again
-        return cls(store, key, shifts)
-
-    def add(self, name: str, shift: ScoreShift) -> None:
-        self.shifts[name] = shift
-        if self.store:
-            self.store.parent.mkdir(parents=True, exist_ok=True)
-            shifts = {each: asdict(one) for each, one in self.shifts.items()}
-            write_json(self.store, {"key": self.key, "shifts": shifts})

@@ -12,6 +12,7 @@ import onnxruntime as ort
 
 from compressor.export.encoder import write_graph
 from compressor.progress import progress
+from compressor.ranker.cost import QUERY_TOKENS
 from compressor.ranker.encoder import random_weights
 from compressor.ranker.narrowing import narrowed
 from compressor.ranker.rounding import round_spec
@@ -125,20 +126,42 @@ def measure_times(
     specs: Sequence[RankerSpec], n_tokens: int, threads: int, precision: Precision = "fp32"
 ) -> list[float]:
     """Return the time of a pair in ms for rankers of these shapes: medians of interleaved rounds on full batches."""
-    n_pairs = max(1, BATCH_TOKENS // n_tokens)
+    trials = [(spec, n_tokens) for spec in specs]
+    return measure_trials(trials, pairs_of_batch(n_tokens), threads, precision)
+
+
+def pairs_of_batch(n_tokens: int) -> int:
+    """Return how many pairs of so many tokens fill a batch."""
+    return max(1, BATCH_TOKENS // n_tokens)
+
+
+def measure_trials(
+    trials: Sequence[tuple[RankerSpec, int]], n_pairs: int, threads: int, precision: Precision = "fp32"
+) -> list[float]:
+    """Return the time of a pair in ms for each of some shapes on pairs of some number of tokens.
+
+    Args:
+        trials: shapes and numbers of tokens; the same shape, which is the same object, is one session.
+        n_pairs: of a batch.
+        threads: of ONNX Runtime.
+        precision: of the graphs.
+    """
     draw = np.random.default_rng(0)
-    runs: list[list[float]] = [[] for _ in specs]
-    with progress(f"Timing {len(specs)} shapes, {threads} thread(s)", len(specs) * (_ROUNDS + 1)) as advance:
-        sessions = []
-        for spec in specs:
-            sessions.append(_session(spec, threads, precision))
-            sessions[-1].run(None, _batch(sessions[-1], n_pairs, n_tokens))
+    runs: list[list[float]] = [[] for _ in trials]
+    sessions: dict[int, ort.InferenceSession] = {}
+    with progress(f"Timing {len(trials)} shapes, {threads} thread(s)", len(trials) * (_ROUNDS + 1)) as advance:
+        for spec, n_tokens in trials:
+            if id(spec) not in sessions:
+                sessions[id(spec)] = _session(spec, threads, precision)
+            sessions[id(spec)].run(None, _batch(sessions[id(spec)], n_pairs, n_tokens, spec.pad_id + 1))
             advance()
         for _ in range(_ROUNDS):
-            for which in draw.permutation(len(specs)):
-                batch = _batch(sessions[which], n_pairs, n_tokens)
+            for which in draw.permutation(len(trials)):
+                spec, n_tokens = trials[which]
+                session = sessions[id(spec)]
+                batch = _batch(session, n_pairs, n_tokens, spec.pad_id + 1)
                 start = time.perf_counter()
-                sessions[which].run(None, batch)
+                session.run(None, batch)
                 runs[which].append(time.perf_counter() - start)
                 advance()
     return [float(np.median(times)) * 1e3 / n_pairs for times in runs]
@@ -158,12 +181,17 @@ def _session(spec: RankerSpec, threads: int, precision: Precision) -> ort.Infere
     spec = spec.without_exits()
     tokens = spec.embeddings.tokens.changed(rows=spec.pad_id + 2)  # a lookup takes as long in a small table
     spec = spec.changed(embeddings=spec.embeddings.changed(tokens=tokens))
+    if spec.rule_layers:
+        spec = spec.changed(separator_id=spec.pad_id + 1)
     if precision == "int8":
         spec = round_spec(spec, Int8Dynamic(), Int8Rows())
     graph = write_graph(spec, random_weights(spec, seed=0)).SerializeToString()
     return ort.InferenceSession(graph, session_options(threads), providers=["CPUExecutionProvider"])
 
 
-def _batch(session: ort.InferenceSession, n_pairs: int, n_tokens: int) -> dict[str, np.ndarray]:
+def _batch(session: ort.InferenceSession, n_pairs: int, n_tokens: int, separator: int) -> dict[str, np.ndarray]:
+    """Return rows with a query of `QUERY_TOKENS` and a document, as `compressor.ranker.cost.macs` takes them to be."""
     ones = np.ones((n_pairs, n_tokens), dtype=np.int64)
-    return {node.name: ones if node.name == "attention_mask" else 0 * ones for node in session.get_inputs()}
+    batch = {node.name: ones if node.name == "attention_mask" else 0 * ones for node in session.get_inputs()}
+    batch["input_ids"][:, [min(QUERY_TOKENS + 1, n_tokens - 1), -1]] = separator
+    return batch

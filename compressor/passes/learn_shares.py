@@ -29,7 +29,7 @@ from compressor.passes.token_rules import (
     refuse_whole_rows,
     rules_stay,
     with_rules,
-    with_separator,
+    ruled_as,
 )
 from compressor.passes.width_budget import PLANNED_TOKENS, Budget
 from compressor.ranker.cost import QUERY_TOKENS
@@ -118,7 +118,7 @@ class LearnShares(Distill):
         from compressor.training.share_gates import ShareGates
         from compressor.training.shares_objective import SharesObjective
 
-        result = with_separator(ranker, self._ready(ranker.spec), self.verb)
+        result = ruled_as(ranker, self._ready(ranker.spec), supply, self.verb)
         places = result.spec.rule_layers
         cost = cost_of_shares(result.spec, *self._lengths(result, supply))
         if (least := cost(dict.fromkeys(places, LEAST_SHARE))) > self.budget.share:  # planned for other lengths

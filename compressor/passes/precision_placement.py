@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
+from compressor.algorithms.score_shifts import digits
 from compressor.errors import Fault, InputError
 from compressor.gate_settings import PositiveFloat
 from compressor.passes.contract import Supply
@@ -119,11 +119,11 @@ class KeepWithin(Record):
         supply.note("kept_precision", self.precision)
         share = sum(costs[group] for group in kept) / sum(costs.values())
         supply.note("kept_share", {self.cost: round(share, 4)})
-        supply.note("all_rounded", _shown(joint(0)))
-        supply.note("predicted", {"score_rmse": _digits(predicted)})
-        supply.note("joint", _shown(joint(n_kept)))
+        supply.note("all_rounded", joint(0).as_json())
+        supply.note("predicted", {"score_rmse": digits(predicted)})
+        supply.note("joint", joint(n_kept).as_json())
         anew = data.texts(data.sample_pairs(self.n_pairs, supply.seed + _ANEW, self.candidates))
-        supply.note("drawn_anew", _shown(mix.shift(kept, anew, ranker.score(anew))))
+        supply.note("drawn_anew", mix.shift(kept, anew, ranker.score(anew)).as_json())
         return mix.precisions(kept)
 
     def _sensitivities(
@@ -221,13 +221,5 @@ def _bits(precision: LinearPrecision) -> float:
 
 def _row(group: str, low: Mapping[str, ScoreShift], high: Mapping[str, ScoreShift], is_kept: bool) -> dict[str, Any]:
     """Return what the report plots of one group of linears."""
-    better = {"score_rmse_when_kept": _digits(high[group].score_rmse)} if high else {}
-    return {"linears": group, **_shown(low[group]), **better, "is_kept": is_kept}
-
-
-def _shown(shift: ScoreShift) -> dict[str, float]:
-    return {name: _digits(value) for name, value in asdict(shift).items()}
-
-
-def _digits(value: float) -> float:
-    return float(f"{value:.6g}")
+    better = {"score_rmse_when_kept": digits(high[group].score_rmse)} if high else {}
+    return {"linears": group, **low[group].as_json(), **better, "is_kept": is_kept}

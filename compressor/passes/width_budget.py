@@ -30,8 +30,9 @@ class Budget(Record):
     """What may stay of a ranker's cost, as a share.
 
     ``macs``: of the multiply-adds of a pair of mean length. ``parameters``: of those of its layers; tables stay whole.
-    ``latency``: of the time that a pair of mean length takes on this machine: blocks of several widths are timed first,
-    and times add up. With ``threads`` (by default all) and ``precision`` of the graphs that are timed.
+    ``latency``: of the time that a pair of mean length takes on this machine: blocks of several widths, or layers at
+    several numbers of tokens, are timed first, and times add up. With ``threads`` (by default all) and ``precision`` of
+    the graphs that are timed.
     """
 
     macs: Share | None = None

@@ -44,7 +44,12 @@ def macs(spec: RankerSpec, n_tokens: int, query_tokens: int = QUERY_TOKENS) -> i
     `QUERY_TOKENS`. What a rule looks at besides the layer's own attention counts, too.
     """
     left = {index: layer.token_rule.n_left for index, layer in enumerate(spec.layers) if layer.token_rule}
-    return macs_of_rows(spec, n_tokens, max(0, n_tokens - query_tokens - 3), min(n_tokens, query_tokens + 1), left)
+    return macs_of_rows(spec, n_tokens, document_tokens(n_tokens, query_tokens), min(n_tokens, query_tokens + 1), left)
+
+
+def document_tokens(n_tokens: int, query_tokens: int = QUERY_TOKENS) -> int:
+    """Return how many of a pair's tokens are its document's: all but the query, the first token and two separators."""
+    return max(0, n_tokens - query_tokens - 3)
 
 
 def macs_of_rows(
@@ -79,11 +84,22 @@ def macs_of_lengths(spec: RankerSpec, lengths: Sequence[Count]) -> Count:
 
     What judges tokens is not counted. Lengths may be arrays or tensors, as of `macs_of_rows`.
     """
-    total = _embedding_macs(spec, lengths[0])
-    for index, (layer, n_tokens) in enumerate(zip(spec.layers, lengths, strict=True)):
-        last = index == len(spec.layers) - 1 and spec.reads_first_token_only
-        total = total + _layer_macs(layer, n_tokens, 1 if last else n_tokens)
-    return total + (_head_macs(spec.head) if isinstance(spec.head, ClassifierHead) else 0)
+    total = rest_macs(spec, lengths[0])
+    for index, n_tokens in enumerate(lengths):
+        total = total + layer_macs(spec, index, n_tokens)
+    return total
+
+
+def rest_macs(spec: RankerSpec, n_tokens: Count) -> Count:
+    """Return the part of `macs` that is of no layer: what stands before them all, and the head."""
+    head = _head_macs(spec.head) if isinstance(spec.head, ClassifierHead) else 0
+    return _embedding_macs(spec, n_tokens) + head
+
+
+def layer_macs(spec: RankerSpec, index: int, n_tokens: Count) -> Count:
+    """Return the part of `macs` that one layer has where ``n_tokens`` reach it, without its token rule."""
+    for_first = index == len(spec.layers) - 1 and spec.reads_first_token_only
+    return _layer_macs(spec.layers[index], n_tokens, 1 if for_first else n_tokens)
 
 
 def macs_of_stages(spec: RankerSpec, n_tokens: int) -> list[int]:

@@ -157,9 +157,8 @@ class RankerSpec(Record):
 
     ``family`` names the stock architecture the ranker came from; ``max_length`` is the longest row in tokens.
     ``cascade``: where a query's list of candidates shrinks on its way up. Pairs are scored at full depth all the same.
-    ``isolates_query``: whether the query's tokens see each other alone, in every layer; all others see everything. The
-    query's are those behind a row's first token up to its first separator, that one included. Then what they become,
-    and what others see of them, does not depend on the document.
+    ``isolates_query``: whether the query's tokens, those behind a row's first one up to its first separator, see each
+    other alone in every layer, so that nothing of them depends on the document; all others see everything.
     ``separator_id``: the token between query and document, which token rules and isolated queries go by; a shape that
     is only planned may lack it.
     """

@@ -294,6 +294,12 @@ MORE_CASES = {
         mistyped={"adapter": {"kind": "randlora"}},
         **_TRAINED,
     ),
+    "keep_tokens auto": Case(
+        neutral={"layers": "auto", "budget": {"macs": 1}},
+        active={"layers": "auto", "budget": {"macs": 0.95}, "n_pairs": 16},
+        no_mask="weights all stay: tests/passes/test_token_rules.py",
+        mistyped={"budgets": {"macs": 0.9}},
+    ),
     "keep_tokens learned": Case(
         neutral={"scorer": "learned", "layers": {"middle": 1}},
         active={"scorer": "learned", "layers": {0: 0.5}, "n_pairs": 16},
@@ -305,6 +311,12 @@ MORE_CASES = {
         active={**_TRAINING, "layers": {0: 0.5}, "n_pairs": 16, "losses": {"mse": 1}, "representations": {}},
         no_mask="weights all stay: tests/passes/test_learn_thresholds.py",
         mistyped={"gate": {}},
+    ),
+    "pool_tokens auto": Case(
+        neutral={"layer": "auto", "stride": "auto", "budget": {"macs": 1}},
+        active={"layer": "auto", "stride": "auto", "budget": {"macs": 0.95}, "n_pairs": 16},
+        no_mask="weights all stay: tests/passes/test_token_rules.py",
+        mistyped={"budgets": {"macs": 0.9}},
     ),
     "quantize int8_static": _rounding(1e-3, 5e-3, scheme="int8_static", observer="entropy", n_pairs=16),
     "quantize int8_blocks": _rounding(1e-3, 5e-3, scheme="int8_blocks", block_size=64),
