@@ -65,7 +65,8 @@ def test_the_most_alike_of_the_next_best_takes_each_of_the_best(rows, share, dat
         ranked = sorted(able, key=lambda column: (-energy[b, column].item(), column))
         wanted = list(range(n_columns))
         for column in ranked[:n]:
-            wanted[column] = max(sorted(ranked[n : 2 * n]), key=lambda other, c=column: similarity[b, c, other].item())
+            likes = similarity[b, column].tolist()
+            wanted[column] = max(sorted(ranked[n : 2 * n]), key=likes.__getitem__)
         assert into[b].tolist() == wanted
 
 
