@@ -27,9 +27,9 @@ from compressor.passes.token_rules import (
     judged_places,
     refuse_beside_gates,
     refuse_whole_rows,
+    ruled_as,
     rules_stay,
     with_rules,
-    ruled_as,
 )
 from compressor.passes.width_budget import PLANNED_TOKENS, Budget
 from compressor.ranker.cost import QUERY_TOKENS
