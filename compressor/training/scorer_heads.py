@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
 from compressor.ranker.encoder import Encoder
 from compressor.ranker.spec import RankerSpec
@@ -37,7 +38,8 @@ class ScorerHeads(nn.Module):
         self.heads = nn.ModuleDict()
         for layer in (index for index, one in enumerate(spec.layers) if one.has_learned_scorer):
             hidden = settings.hidden or spec.width
-            first, last = nn.Linear(spec.width, hidden), nn.Linear(hidden, 1)
+            # No weights drawn by torch, which would disturb the global random state.
+            first, last = skip_init(nn.Linear, spec.width, hidden), skip_init(nn.Linear, hidden, 1)
             with torch.no_grad():
                 first.weight.copy_(torch.randn(first.weight.shape, generator=generator) * spec.width**-0.5)
             for zero in (first.bias, last.weight, last.bias):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from compressor.algorithms.loss_options import PointwiseMSE
 from compressor.passes import PlanError
 from compressor.passes.distill import Distill
 from compressor.passes.finetune import Finetune
@@ -145,13 +147,18 @@ def test_scorers_learn_and_heads_are_dropped(kind, ranker, learned, tiny_data):
     np.testing.assert_allclose(alone, result.score(pairs, batch_tokens=100_000), atol=1e-5, rtol=0)
 
 
-def test_one_step_of_the_ranker_is_the_same_with_heads(ranker, learned, tiny_data):
-    found = []
-    for settings in ({}, {"token_scorers": {"weight": 5.0}}):
-        step = Distill.model_validate({**QUICK, "max_pairs": 12, **settings})
-        found.append(step.apply(learned, supply_for(step, unlabelled(tiny_data), ranker)).weights)
-    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
-    assert not torch.equal(found[0]["layers.0.ffn.up.weight"], learned.weights["layers.0.ffn.up.weight"])
+def test_the_gradients_of_all_else_are_those_without_heads(learned, tiny_data):
+    batch = batch_of_lists(learned, tiny_data)
+    batch = replace(batch, targets=torch.randn(batch.mask.shape, generator=torch.Generator().manual_seed(2)))
+    found: list[dict[str, torch.Tensor]] = []
+    for heads in (None, heads_of(learned, weight=5.0)):
+        module = learned.trainable().eval()
+        losses = Objective(scores=[("mse", PointwiseMSE())], heads=heads)(module, batch)
+        torch.stack(list(losses.values())).sum().backward()
+        found.append({name: one.grad for name, one in module.named_parameters() if one.grad is not None})
+    assert set(found[1]) == set(found[0]) | VECTORS
+    for name, expected in found[0].items():
+        torch.testing.assert_close(found[1][name], expected, atol=1e-7, rtol=1e-5)
 
 
 def test_a_killed_training_goes_on_to_the_same_bits(ranker, learned, tiny_data, monkeypatch):
