@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -18,7 +20,7 @@ PAIRS = [(query, document) for query in list(QUERIES.values())[:3] for document 
 PAIRS += [("", "tree"), ("green snow", ""), ("é €", "漢字 and more " * 3)]
 TOLERANCE = 2e-5  # fp32 sums in another order; logits are of the order of 1
 ASK = "q {query} d {document} ?"
-CASES = {
+CASES: dict[str, dict[str, Any]] = {
     "t5": {},
     "qwen3": {},
     "gpt2": {"prompt": ASK, "labels": ["yes", "no"]},

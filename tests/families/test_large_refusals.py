@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from typing import Any
 
 import pytest
 import torch
@@ -126,7 +127,7 @@ def test_a_missing_package_is_named_with_its_extra(stored, packages, precision, 
 
 
 def test_bitsandbytes_is_told_what_to_round(stored, packages, monkeypatch):
-    asked = dict[str, object]()
+    asked = dict[str, Any]()
 
     def load(kind, files, **options):
         if kind is large_ranker.AutoTokenizer:
@@ -157,6 +158,7 @@ def test_bitsandbytes_is_told_what_to_round(stored, packages, monkeypatch):
 def test_int8_asks_about_one_prompt_at_a_time(stored):
     """Its outlier columns are those of a whole batch: a score would depend on its mates."""
     scorer = open_large(settings(stored)).open()
+    assert isinstance(scorer, large_ranker.PairScorer)
     sizes = list[int]()
     scorer._model.settings = settings(stored, precision="int8")
     scorer.score([("a", "b"), ("c", "d e"), ("f", "g")], sizes.append)
@@ -182,7 +184,7 @@ def test_gptq_rounds_a_float_checkpoint_on_prompts_once(stored, packages, monkey
     assert "calibration: found none, for a checkpoint in floats" in refusal(stored, precision="gptq")
     found = open_large(settings(stored, precision="gptq", calibration="api-docs/train"))
     assert found.needs_quantizing
-    rounded = list[object]()
+    rounded = list[Any]()
 
     class Model:
         def __init__(self, files, settings, quantization=None):
