@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -141,7 +141,11 @@ class Objective:
             batch = replace(batch, weights=weights)
         shows_inside = self._exits or (watched and (watched.states or watched.relations))
         relations = watched.relations.layers.keys() if watched and watched.relations else ()
-        with self._heads.watched(module) if self._heads else nullcontext({}) as reached:
+        nothing: dict[int, Reached] = {}
+        watching: AbstractContextManager[dict[int, Reached]] = (
+            self._heads.watched(module) if self._heads else nullcontext(nothing)
+        )
+        with watching as reached:
             student = module.trace(**batch.inputs, relations=relations) if shows_inside else None
             scores = batch.listed(student.logits if student else module(**batch.inputs))
         losses = self._on_scores(scores, targets, batch)

@@ -15,7 +15,6 @@ from compressor.errors import InputError
 from compressor.families import large_precision, large_ranker
 from compressor.families.large_files import large_files, large_fingerprint
 from compressor.families.large_precision import gptq_config, load_options
-from compressor.families.large_ranker import PairScorer
 from compressor.families.large_teacher import open_large
 from compressor.large_settings import LargeRanker
 from tests.families.large_rankers import build_llama_head, build_qwen3
@@ -159,7 +158,7 @@ def test_bitsandbytes_is_told_what_to_round(stored, packages, monkeypatch):
 def test_int8_asks_about_one_prompt_at_a_time(stored):
     """Its outlier columns are those of a whole batch: a score would depend on its mates."""
     scorer = open_large(settings(stored)).open()
-    assert isinstance(scorer, PairScorer)
+    assert isinstance(scorer, large_ranker.PairScorer)
     sizes = list[int]()
     scorer._model.settings = settings(stored, precision="int8")
     scorer.score([("a", "b"), ("c", "d e"), ("f", "g")], sizes.append)
