@@ -161,7 +161,7 @@ FAULTY = [
       "r.yaml: bench.2: found the unknown key '2'; allowed: candidates, measures, n_queries, padded_batch_pairs, "
       "rounds, seed, targets, time_budget_s, warmup_queries"]),
     ("teacher: packaged\nbench: {targets: [openvno]}", ["r.yaml: bench.targets.0: found 'openvno'; allowed: "
-      "'onnxruntime', 'openvino' or 'openvino_bf16'; did you mean 'openvino'?"]),
+      "'onnxruntime', 'cuda', 'tensorrt', 'openvino' or 'openvino_bf16'; did you mean 'openvino'?"]),
     ("teacher: packaged\nbench: {targets: [onnxruntime, openvino]}", ["r.yaml: bench.targets: found a runtime without "
       "ONNX Runtime's own ops, and no export in standard ops alone; add export: {portable: true}"]),
     ("teacher: packaged\nbench: {threads: []}", ["r.yaml: bench.threads: found []; allowed: a list that is not empty"]),

@@ -16,7 +16,7 @@ from compressor.export.graph import FUSED, Graph
 from compressor.export.layout import Layout, pack, pad
 from compressor.export.token_scores import RowParts
 from compressor.ranker.spec import MergeRule
-from compressor.ranker.token_merges import FURTHEST, NO_LENGTH
+from compressor.ranker.token_merges import FURTHEST, GRID, NO_LENGTH
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,9 +99,18 @@ def _similarities(graph: Graph, name: str, attention: str) -> str:
     divisor = graph.node("Max", [length, graph.float_scalar(NO_LENGTH)], f"{name}.divisor")
     units = graph.node("Div", [keys, divisor], f"{name}.units")
     if graph.fused:
-        return graph.node("FusedMatMul", [units, units], f"{name}.similarity", domain=FUSED, transB=1)
-    turned = graph.node("Transpose", [units], f"{name}.turned", perm=[0, 2, 1])
-    return graph.node("MatMul", [units, turned], f"{name}.similarity")
+        cosines = graph.node("FusedMatMul", [units, units], f"{name}.cosines", domain=FUSED, transB=1)
+    else:
+        turned = graph.node("Transpose", [units], f"{name}.turned", perm=[0, 2, 1])
+        cosines = graph.node("MatMul", [units, turned], f"{name}.cosines")
+    return _on_grid(graph, cosines, f"{name}.similarity")
+
+
+def _on_grid(graph: Graph, values: str, name: str) -> str:
+    """Round to steps, so that what is equal is so in every order of sums."""
+    steps = graph.node("Mul", [values, graph.float_scalar(GRID)], f"{name}.steps")
+    whole = graph.node("Round", [steps], f"{name}.whole_steps")
+    return graph.node("Mul", [whole, graph.float_scalar(1 / GRID)], name)
 
 
 def _order(graph: Graph, name: str, rule: MergeRule, similarity: str, layout: Layout, parts: RowParts) -> _Order:
@@ -142,7 +151,8 @@ def _near(graph: Graph, name: str, rule: MergeRule, similarity: str, layout: Lay
     scaled = graph.node("Mul", [away, graph.float_scalar(math.sqrt(0.5) / (1 - rule.margin))], f"{name}.scaled")
     distance = graph.node("Min", [scaled, graph.float_scalar(FURTHEST)], f"{name}.distance")
     square = graph.node("Mul", [distance, distance], f"{name}.square")
-    near = graph.node("Exp", [graph.node("Neg", [square], f"{name}.exponent")], f"{name}.kernel")
+    kernel = graph.node("Exp", [graph.node("Neg", [square], f"{name}.exponent")], f"{name}.kernel")
+    near = _on_grid(graph, kernel, f"{name}.nearness")
     steps = _steps(graph, layout)
     rows, columns = (graph.node("Unsqueeze", [steps, graph.ints(axis)], f"{name}.steps_{axis}") for axis in (1, 0))
     itself = graph.node("Equal", [rows, columns], f"{name}.itself")  # [S, S]

@@ -117,10 +117,14 @@ def _paid(graph: Graph, name: str, attention: str, spec: AttentionSpec, layout: 
         shares = shares if n_asking is None else _first(graph, f"{name}.asking_shares", shares, n_asking)
     else:
         query, keys = queries_and_keys(graph, attention, spec)
-        query = query if n_asking is None else _first(graph, f"{name}.asking_queries", query, n_asking)
+        is_cut_after = n_asking is not None and layout.query_ends is not None  # who sees what has a row for all tokens
+        if n_asking is not None and not is_cut_after:
+            query = _first(graph, f"{name}.asking_queries", query, n_asking)
         shares = attention_shares(
             graph, f"{name}.paid", query, keys, FullPattern(), 1 / math.sqrt(spec.head_width), layout, False
         )
+        if n_asking is not None and is_cut_after:
+            shares = _first(graph, f"{name}.asking_shares", shares, n_asking)
     return graph.node("ReduceMean", [shares], f"{name}.mean_paid", axes=[1], keepdims=0)
 
 

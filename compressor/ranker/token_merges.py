@@ -15,6 +15,7 @@ from compressor.ranker.token_scores import Reached
 
 NO_LENGTH = 1e-12  # of a key, below which it has no direction
 FURTHEST = 7.5  # further tokens count as near as this, exp(-7.5^2): exponentials that are denormal numbers cost much
+GRID = 2.0**15  # steps of a cosine and of a nearness: sums of so few bits are exact, and copies of a token equally near
 _NO_ENERGY = 1e-30
 
 
@@ -57,7 +58,7 @@ def key_similarities(reached: Reached) -> Tensor:
     exact = torch.promote_types(keys.dtype, torch.float32)
     with torch.autocast(keys.device.type, enabled=False):
         units = reached.layout.pad(F.normalize(keys.to(exact).sum(dim=1), dim=-1, eps=NO_LENGTH))  # [B, S, d]
-        return torch.matmul(units, units.transpose(1, 2))
+        return _on_grid(torch.matmul(units, units.transpose(1, 2)))
 
 
 def energies(similarity: Tensor, document: Tensor, margin: float) -> Tensor:
@@ -73,10 +74,15 @@ def energies(similarity: Tensor, document: Tensor, margin: float) -> Tensor:
     """
     away = ((1 - similarity) * (0.5**0.5 / (1 - margin))).clamp(max=FURTHEST)
     itself = torch.eye(away.shape[1], dtype=torch.bool, device=away.device)
-    near = torch.exp(-away.square()).masked_fill(itself, 0.0)
+    near = _on_grid(torch.exp(-away.square())).masked_fill(itself, 0.0)
     with torch.autocast(near.device.type, enabled=False):
         total = torch.matmul(near, document[:, :, None].to(near.dtype))[:, :, 0]
     return total / (document.sum(dim=1, keepdim=True) - 1).clamp(min=1)
+
+
+def _on_grid(values: Tensor) -> Tensor:
+    """Round to steps, so that what is equal is so in every order of sums: copies of a token are common in a row."""
+    return torch.round(values * GRID) / GRID
 
 
 def merges_of(document: Tensor, may_merge: Tensor, spec: MergeRule) -> Tensor:

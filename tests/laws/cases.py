@@ -60,8 +60,8 @@ def pre_norm() -> Any:
 
 _INT8 = "one activation scale spans a whole batch: a longer batch widens it, by rounding steps of 1/255 of the range"
 
-_TRAINING = {"lists": {"list_size": 4}, "lists_per_step": 4, "learning_rate": 1e-2, "precision": "fp32"}
-_TRAINED: dict[str, Any] = {
+TRAINING = {"lists": {"list_size": 4}, "lists_per_step": 4, "learning_rate": 1e-2, "precision": "fp32"}
+TRAINED: dict[str, Any] = {
     "no_mask": "training removes nothing",
     "no_promise": "training keeps what earlier passes promised, and later ones may change every weight",
 }
@@ -105,19 +105,19 @@ CASES = {
     ),
     "dense_sparse": Case(
         neutral={"share": 1},
-        active={**_TRAINING, "share": 0.7, "sweeps": 3, "losses": {"mse": 1}, "representations": {}},
+        active={**TRAINING, "share": 0.7, "sweeps": 3, "losses": {"mse": 1}, "representations": {}},
         no_mask="atoms take the place of matrices: tests/passes/test_dense_sparse.py",
         mistyped={"shares": 0.5},
     ),
     "distill": Case(
         neutral={"epochs": 0},
         active={
-            **_TRAINING,
+            **TRAINING,
             "labels": {"softmax_labels": 1.0},
             "representations": {"relations": {"layers": "uniform"}},
         },
         mistyped={"epoch": 1},
-        **_TRAINED,
+        **TRAINED,
     ),
     "factorize": Case(
         neutral={"budget": {"macs": 1}},
@@ -125,7 +125,7 @@ CASES = {
         no_mask="what goes is no unit but directions: tests/passes/test_factorize.py",
         mistyped={"budgets": {"macs": 0.8}},
     ),
-    "finetune": Case(neutral={"epochs": 0}, active=_TRAINING, mistyped={"loses": {"softmax_labels": 1}}, **_TRAINED),
+    "finetune": Case(neutral={"epochs": 0}, active=TRAINING, mistyped={"loses": {"softmax_labels": 1}}, **TRAINED),
     "fold_norms": Case(
         neutral={"norms": "keep", "gains": "keep"},
         active={},
@@ -177,13 +177,13 @@ CASES = {
     ),
     "learn_factors": Case(
         neutral={"budget": {"macs": 1}},
-        active={**_TRAINING, "rank": 4, "n_pairs": 16, "losses": {"mse": 1}, "representations": {}},
+        active={**TRAINING, "rank": 4, "n_pairs": 16, "losses": {"mse": 1}, "representations": {}},
         no_mask="training changes what stays: tests/passes/test_learn_factors.py",
         mistyped={"ranks": 4},
     ),
     "learn_shares": Case(
         neutral={"budget": {"macs": 1}},
-        active={**_TRAINING, "budget": {"macs": 0.96}, "losses": {"mse": 1}, "representations": {}},
+        active={**TRAINING, "budget": {"macs": 0.96}, "losses": {"mse": 1}, "representations": {}},
         no_mask="weights all stay: tests/passes/test_learn_shares.py",
         mistyped={"budgets": {"macs": 0.6}},
     ),
@@ -195,15 +195,15 @@ CASES = {
     ),
     "learn_widths": Case(
         neutral={"budget": {"macs": 1}},
-        active={**_TRAINING, "budget": {"macs": 0.9}, "round_to": 4, "masks": {"learning_rate": 0.3}},
+        active={**TRAINING, "budget": {"macs": 0.9}, "round_to": 4, "masks": {"learning_rate": 0.3}},
         no_mask="training changes what stays: tests/passes/test_learn_widths.py",
         mistyped={"budgets": {"macs": 0.6}},
     ),
     "nest_widths": Case(
         neutral={"epochs": 0},
-        active={**_TRAINING, "shares": [1, 0.5], "losses": {"mse": 1}, "representations": {}},
+        active={**TRAINING, "shares": [1, 0.5], "losses": {"mse": 1}, "representations": {}},
         mistyped={"share": [1, 0.5]},
-        **_TRAINED,
+        **TRAINED,
     ),
     "pool_tokens": Case(
         neutral={"stride": 1},
@@ -266,68 +266,5 @@ CASES = {
         active={"texts": ["train"]},
         no_mask="nothing that is computed goes",
         mistyped={"min_counts": 1},
-    ),
-}
-
-_FLIPS = "a sum that lands on the other side of a rounding step moves by that step"
-_ROUNDED: dict[str, Any] = {"neutral": {"scheme": "none"}, "no_mask": "rounding removes nothing"}
-
-
-def _rounding(batch_atol: float, export_atol: float, **settings: Any) -> Case:
-    return Case(
-        active=settings, batch_atol=(batch_atol, _FLIPS), export_atol=(export_atol, _FLIPS),
-        mistyped={"schema": "int8_static"}, **_ROUNDED,
-    )  # fmt: skip
-
-
-# More rows of a pass, for settings that compute something else; the word behind the verb is a name.
-MORE_CASES = {
-    "distill lora": Case(
-        neutral={"epochs": 0, "adapters": {"kind": "lora"}},
-        active={**_TRAINING, "losses": {"mse": 1}, "representations": {}, "adapters": {"kind": "lora", "rank": 2}},
-        mistyped={"adapter": {"kind": "lora"}},
-        **_TRAINED,
-    ),
-    "distill randlora": Case(
-        neutral={"epochs": 0, "adapters": {"kind": "randlora"}},
-        active={**_TRAINING, "losses": {"mse": 1}, "representations": {}, "adapters": {"kind": "randlora", "rank": 4}},
-        mistyped={"adapter": {"kind": "randlora"}},
-        **_TRAINED,
-    ),
-    "keep_tokens auto": Case(
-        neutral={"layers": "auto", "budget": {"macs": 1}},
-        active={"layers": "auto", "budget": {"macs": 0.95}, "n_pairs": 16},
-        no_mask="weights all stay: tests/passes/test_token_rules.py",
-        mistyped={"budgets": {"macs": 0.9}},
-    ),
-    "keep_tokens learned": Case(
-        neutral={"scorer": "learned", "layers": {"middle": 1}},
-        active={"scorer": "learned", "layers": {0: 0.5}, "n_pairs": 16},
-        no_mask="weights all stay: tests/passes/test_learned_scorer.py",
-        mistyped={"score": "learned"},
-    ),
-    "learn_thresholds learned": Case(
-        neutral={**_TRAINING, "layers": {"middle": 1}},
-        active={**_TRAINING, "layers": {0: 0.5}, "n_pairs": 16, "losses": {"mse": 1}, "representations": {}},
-        no_mask="weights all stay: tests/passes/test_learn_thresholds.py",
-        mistyped={"gate": {}},
-    ),
-    "pool_tokens auto": Case(
-        neutral={"layer": "auto", "stride": "auto", "budget": {"macs": 1}},
-        active={"layer": "auto", "stride": "auto", "budget": {"macs": 0.95}, "n_pairs": 16},
-        no_mask="weights all stay: tests/passes/test_token_rules.py",
-        mistyped={"budgets": {"macs": 0.9}},
-    ),
-    "quantize int8_static": _rounding(1e-3, 5e-3, scheme="int8_static", observer="entropy", n_pairs=16),
-    "quantize int8_blocks": _rounding(1e-3, 5e-3, scheme="int8_blocks", block_size=64),
-    "quantize int4_blocks": _rounding(1e-3, 5e-3, scheme="int4_blocks", keep_fp32=(0, "*.ffn.down")),
-    "quantize gptq": _rounding(1e-3, 5e-3, scheme="int4_blocks", rounding="gptq", n_pairs=16),
-    "quantize awq": _rounding(1e-3, 5e-3, scheme="int4_blocks", rounding="awq", n_pairs=16),
-    "quantize fp16": _rounding(1e-3, 5e-3, scheme="fp16"),
-    "quantize keep_within": _rounding(
-        1e-3,
-        5e-3,
-        scheme="int4_blocks",
-        keep_within={"max_score_rmse": 0.05, "precision": "int8_blocks", "n_pairs": 48, "candidates": 8},
     ),
 }

@@ -20,8 +20,9 @@ from compressor.ranker.ranker import Ranker
 from compressor.ranker.store import load_ranker, save_ranker
 from compressor.recipe import parse_recipe
 from compressor.registry import registered
-from tests.laws.cases import CASES, MORE_CASES
+from tests.laws.cases import CASES
 from tests.laws.forbidden import FORBIDDEN, FORBIDDEN_BY_HISTORY
+from tests.laws.more_cases import MORE_CASES
 
 VERBS = sorted(CASES)
 ROWS = {**CASES, **MORE_CASES}

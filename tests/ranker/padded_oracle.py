@@ -130,9 +130,9 @@ def _groups(
         read = _norm(layer.attention_norm, w, f"{name}.attention_norm", read)
     keys = _linear(spec.key, w, f"{name}.attention.key", read).reshape(n, spec.heads, spec.head_width).sum(1)
     lengths = keys.norm(dim=1).clamp(min=1e-12)
-    cosines = (keys @ keys.T / lengths[:, None] / lengths).tolist()
+    cosines = [[_rounded(c) for c in row] for row in (keys @ keys.T / lengths[:, None] / lengths).tolist()]
     spread = 1 - rule.margin
-    near = [[math.exp(-(((1 - c) / spread) ** 2) / 2) for c in row] for row in cosines]
+    near = [[_rounded(math.exp(-(((1 - c) / spread) ** 2) / 2)) for c in row] for row in cosines]
     energy = [sum(row[:i] + row[i + 1 :]) for i, row in enumerate(near)]
     ranked = sorted((i for i in range(n) if may_merge[i]), key=lambda i: (-energy[i], i))
     r = min(n - math.ceil(round(rule.share * n, 9)), len(ranked) // 2)
@@ -142,6 +142,10 @@ def _groups(
         best = max(takes, key=lambda j: cosines[i][j])  # of equal ones the first
         groups.setdefault(left[best], []).append(left[i])
     return groups
+
+
+def _rounded(value: float) -> float:
+    return round(value * 2**15) / 2**15
 
 
 def _learned_scores(w: Weights, name: str, given: Tensor, n_asking: int) -> Tensor:
