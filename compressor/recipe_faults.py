@@ -14,6 +14,7 @@ from pydantic import BaseModel, Tag, ValidationError
 from compressor.errors import Fault, suggest
 
 Path_ = tuple[str | int, ...]
+_QUOTE = "'"
 
 _SAID = {  # pydantic's kinds of findings in the words of a recipe's author
     "string_type": "text",
@@ -127,6 +128,11 @@ def _fault(
         return Fault(source=source, where=where, found="nothing", allowed="a value: this key is required")
     if any(finding["loc"][-1:] == ("[key]",) for finding in findings):
         return _unknown_name(str(place[-1]), findings, source, where)
+    if kinds == {"union_tag_invalid"}:
+        told = findings[0]["ctx"]
+        where, words = f"{where}.{told['discriminator'].strip(_QUOTE)}", told["expected_tags"]
+        fix = suggest(told["tag"], [word.strip(_QUOTE) for word in words.split(", ")])
+        return Fault(source=source, where=where, found=repr(told["tag"]), allowed=words, fix=fix)
     found = _at(value, place)
     said = [finding for finding in findings if finding["type"] == "value_error"]  # our own sentences, said as they are
     others = [finding for finding in findings if finding["type"] not in ("value_error", "missing")]

@@ -164,6 +164,8 @@ FAULTY = [
       "'onnxruntime', 'cuda', 'tensorrt', 'openvino' or 'openvino_bf16'; did you mean 'openvino'?"]),
     ("teacher: packaged\nbench: {targets: [onnxruntime, openvino]}", ["r.yaml: bench.targets: found a runtime without "
       "ONNX Runtime's own ops, and no export in standard ops alone; add export: {portable: true}"]),
+    ("teacher: packaged\npasses: [{distill: {adapters: {kind: lorra}}}]", ["r.yaml: passes.0.distill.adapters.kind: "
+      "found 'lorra'; allowed: 'lora', 'randlora'; did you mean 'lora'?"]),
     ("teacher: packaged\nbench: {threads: []}", ["r.yaml: bench.threads: found []; allowed: a list that is not empty"]),
     ("teacher: packaged\nbench: {time_budget_s: .inf}", ["r.yaml: bench.time_budget_s: found inf; allowed: a finite "
       "number"]),
