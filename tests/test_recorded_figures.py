@@ -55,3 +55,30 @@ def test_speeds_of_narrower_layers_are_quoted_as_recorded():
         line = [line for line in words.splitlines() if line.startswith(f"| {share} % |") and speeds[0] in line]
         assert line, (text, share)
         assert speeds[1] in line[0]
+
+
+@pytest.mark.parametrize(
+    ("record", "collection", "text"),
+    [
+        ("tokens_passages", "trec-dl-2021/test", "README.md"),
+        ("tokens_458", "squad2-420/test", "README.md"),
+        ("tokens_passages", "trec-dl-2021/test", "benchmarks/README.md"),
+        ("tokens_458", "squad2-420/test", "benchmarks/README.md"),
+        ("tokens_237", "squad2-240/test", "benchmarks/README.md"),
+    ],
+)
+def test_token_rules_are_quoted_as_recorded(record, collection, text):
+    """Each row of the tables has, side by side, its record's speeds at 1 and 2 threads and its loss with the bound."""
+    report = read_report(ROOT / "benchmarks" / "results" / f"{record}.json")
+    lines = (ROOT / text).read_text(encoding="utf-8").replace("*", "").splitlines()
+    quoted = 0
+    for row in report.rows[1:]:
+        found = row.quality[collection]["nDCG@10"]
+        speeds = ", ".join(f"{one.speedup['teacher']:.2f}" for one in row.latency)
+        if found.loss and found.loss_share is not None and found.loss_bound is not None:
+            bound = found.loss_bound * found.loss_share / found.loss
+            loss = f"{100 * found.loss_share:.1f} % ({100 * bound:.1f})".replace("-", "−")
+        else:
+            loss = "none"
+        quoted += any(f"| {speeds} | {loss} |" in line for line in lines)
+    assert quoted == (3 if text == "README.md" else len(report.rows) - 1)

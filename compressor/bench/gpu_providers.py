@@ -36,7 +36,7 @@ def why_not_there(target: GpuTarget) -> str:
     """
     import onnxruntime as ort
 
-    from compressor.runtime.session import session_options
+    from compressor.runtime.session import runtime_message, session_options
 
     providers = PROVIDERS[target]
     available = ort.get_available_providers()
@@ -45,12 +45,14 @@ def why_not_there(target: GpuTarget) -> str:
             f"ONNX Runtime {ort.__version__} here has no {missing[0]}: put onnxruntime-gpu in the place of "
             f"onnxruntime, pip uninstall onnxruntime, then pip install {_PACKAGES[target]}"
         )
+    started, reason = list[str](), ""
     try:
         started = ort.InferenceSession(_PROBE, session_options(1), providers=list(providers)).get_providers()
-    except Exception:  # noqa: BLE001  # the runtime's errors have no common base
-        started = []
+    except Exception as error:  # noqa: BLE001  # the runtime's errors have no common base
+        reason = f" ({runtime_message(error)})"
     if idle := [name for name in providers if name not in started]:
-        return f"ONNX Runtime {ort.__version__} here has {idle[0]}, which does not start: it wants {_WANTED[target]}"
+        here = f"ONNX Runtime {ort.__version__} here has {idle[0]}, which does not start{reason}"
+        return f"{here}: it wants {_WANTED[target]}"
     return ""
 
 

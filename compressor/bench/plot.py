@@ -13,6 +13,8 @@ from compressor.bench.schema import Report
 
 _WIDTH, _HEIGHT = 520.0, 380.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62.0, 16.0, 34.0, 46.0
+_CLEARLY_NEARER = 1.5  # times as near as any other dot
+_MISTAKEN = 150.0  # what a label costs that may be another dot's: as much as one six steps away
 _LABEL_HEIGHT = 15.0
 _CHARACTER = 6.6
 
@@ -145,9 +147,15 @@ class _Box:
         high = min(self.bottom, other.bottom) - max(self.top, other.top)
         return max(0.0, wide) * max(0.0, high)
 
+    def distance(self, x: float, y: float) -> float:
+        return math.hypot(max(self.left - x, 0.0, x - self.right), max(self.top - y, 0.0, y - self.bottom))
+
 
 def _labels(points: Sequence[Point], x: Scale, y: Scale) -> list[tuple[Point, _Box]]:
-    """Give every label the nearest place where it covers no other label, dot or whisker, or covers least."""
+    """Give every label the nearest place where it covers no other label, dot or whisker, or covers least.
+
+    A place that is nearly as close to another dot is shunned: that one's label it would seem to be.
+    """
     frame = _Box(left=_LEFT, right=_WIDTH - _RIGHT, top=_TOP - 8, bottom=_HEIGHT - _BOTTOM)
     taken = [_Box(left=x(p.x) - 8, right=x(p.x) + 8, top=y(p.y) - 8, bottom=y(p.y) + 8) for p in points]
     taken += [_Box(left=x(p.x), right=x(p.x_far), top=y(p.y) - 1, bottom=y(p.y) + 1) for p in points]
@@ -161,7 +169,9 @@ def _labels(points: Sequence[Point], x: Scale, y: Scale) -> list[tuple[Point, _B
                     box = _Box(left=left, right=left + width, top=top, bottom=top + _LABEL_HEIGHT)
                     outside = width * _LABEL_HEIGHT - box.overlap(frame)
                     covered = sum(box.overlap(other) for other in taken) + 2 * outside
-                    choices.append((covered + 25 * away, len(choices), box))
+                    near = _CLEARLY_NEARER * box.distance(px, py)
+                    mistaken = sum(box.distance(x(p.x), y(p.y)) < near for p in points if p is not point)
+                    choices.append((covered + 25 * away + _MISTAKEN * mistaken, len(choices), box))
         box = min(choices)[2]
         taken.append(box)
         result.append((point, box))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +140,25 @@ def weight_files(folder: Path) -> list[Path]:
         fix = "convert it once where you trust it: AutoModelForSequenceClassification.from_pretrained(FOLDER)"
         fix += ".save_pretrained(NEW_FOLDER)"
     raise InputError(Fault(source=folder, found=found, allowed="safetensors", fix=fix))
+
+
+def refuse_pickles(folder: Path, load: str, new: str = "NEW_FOLDER", more: str = "") -> None:
+    """Refuse a Hugging Face model without safetensors, and say how its owner converts it.
+
+    Args:
+        folder: the checkpoint.
+        load: what reads it there, to be called with the folder.
+        new: what the converted one is called.
+        more: what else may be said to do.
+
+    Raises:
+        InputError: there are no safetensors, or shards are missing.
+    """
+    try:
+        weight_files(folder)
+    except InputError as error:
+        fix = f"convert it once where you trust it: {load}.from_pretrained({folder}).save_pretrained({new}){more}"
+        raise InputError([replace(one, fix=fix) for one in error.faults]) from None
 
 
 def _refuse_adapters(folder: Path) -> None:

@@ -10,13 +10,14 @@ from typing import Any
 
 from compressor.errors import Fault, InputError
 from compressor.families.catalogue import FAMILIES
-from compressor.families.checkpoint import weight_files
+from compressor.families.checkpoint import refuse_pickles, weight_files
 from compressor.families.hub import fetch, is_hub_id
 from compressor.large_settings import LargeRanker, Scoring
 from compressor.progress import progress
 from compressor.storage import read_json, sha256_file, sha256_json
 
 SOURCE = "large ranker"
+_LOADERS = "AutoModelForCausalLM (or ...ForSeq2SeqLM, ...ForSequenceClassification)"
 _ALLOWED = "a folder with config.json and safetensors, or organization/model@COMMIT"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SMALL = ("json", "txt", "model", "jinja")  # the prompt may come out of a chat template
@@ -82,7 +83,7 @@ def large_files(reference: str, *, with_weights: bool = True) -> LargeFiles:
     if not (folder / "config.json").is_file():
         raise InputError(Fault(source=SOURCE, found=f"{folder}, a folder without config.json", allowed=_ALLOWED))
     if with_weights or path.is_dir():
-        _refuse_pickles(folder)
+        refuse_pickles(folder, _LOADERS, more=", and its tokenizer")
     return _classified(folder)
 
 
@@ -115,15 +116,6 @@ def _fetched(reference: str, *, with_weights: bool) -> Path:
         return fetch(reference, with_weights=with_weights)
     except InputError as error:
         raise InputError([replace(one, source=SOURCE) for one in error.faults]) from None
-
-
-def _refuse_pickles(folder: Path) -> None:
-    try:
-        weight_files(folder)
-    except InputError as error:
-        load = f"AutoModelForCausalLM (or ...ForSeq2SeqLM, ...ForSequenceClassification).from_pretrained({folder})"
-        fix = f"convert it once where you trust it: {load}.save_pretrained(NEW_FOLDER), and its tokenizer"
-        raise InputError([replace(one, fix=fix) for one in error.faults]) from None
 
 
 def _refuse_adapters(folder: Path) -> None:

@@ -22,12 +22,13 @@ from transformers import (
 )
 
 from compressor.errors import Fault, InputError
-from compressor.families.checkpoint import weight_files
+from compressor.families.checkpoint import refuse_pickles, weight_files
 from compressor.families.hub import fetch, is_hub_id
 from compressor.query_settings import DOCUMENT, QueryGenerator
 from compressor.storage import sha256_file, sha256_json
 
 _SOURCE = "make_queries.generator"
+_LOADERS = "AutoModelForSeq2SeqLM (or AutoModelForCausalLM)"
 _ALLOWED = "a folder with config.json and safetensors, or a hub id (organization/model)"
 _SEAMS = 4  # tokens that a prompt and a document may have together beyond those of each
 # In the manner of InPars (arXiv 2202.05144), with documents of our own.
@@ -75,7 +76,8 @@ def generator_folder(model: str, *, with_weights: bool = True) -> Path:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise InputError(Fault(source=_SOURCE, found=f"{path}, a folder without config.json", allowed=_ALLOWED))
-        return _with_safetensors(path, "NEW_FOLDER")
+        refuse_pickles(path, _LOADERS)
+        return path
     if path.exists() or not is_hub_id(model):
         raise InputError(Fault(source=_SOURCE, found=f"{model!r}, no folder and no hub id", allowed=_ALLOWED))
     if not with_weights:
@@ -84,16 +86,7 @@ def generator_folder(model: str, *, with_weights: bool = True) -> Path:
         folder = fetch(model, with_weights=True)
     except InputError as error:
         raise InputError([replace(one, source=_SOURCE) for one in error.faults]) from None
-    return _with_safetensors(folder, "FOLDER), or name a converted one among its pull requests (MODEL@refs/pr/N")
-
-
-def _with_safetensors(folder: Path, name: str) -> Path:
-    try:
-        weight_files(folder)
-    except InputError as error:
-        load = f"AutoModelForSeq2SeqLM (or AutoModelForCausalLM).from_pretrained({folder})"
-        fix = f"convert it once where you trust it: {load}.save_pretrained({name})"
-        raise InputError([replace(one, fix=fix) for one in error.faults]) from None
+    refuse_pickles(folder, _LOADERS, "FOLDER", ", or name a converted one among its pull requests (MODEL@refs/pr/N)")
     return folder
 
 

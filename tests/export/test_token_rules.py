@@ -88,7 +88,8 @@ def test_a_graph_scores_as_torch_does(rule, inner, dialect):
         clear = clear_rows(ranker, [batch], least=CLEAR_MARGIN)
         np.testing.assert_allclose(found[clear], expected[clear], atol=TOLERANCE, rtol=0, err_msg=str(shape))
         n_clear += clear.sum()
-    assert n_clear >= 65  # of 75 rows: near ties are rare
+    # Of 75 rows: near ties are rare, but where a third of a long document merges each row makes many choices.
+    assert n_clear >= (65 if rule == "merge any" else 70)
     assert not {node.op_type for node in write_graph(ranker.spec, ranker.weights, dialect).graph.node} & {"If", "Loop"}
 
 
