@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BLOCKS: list[tuple[str, set[str]]] = [
     ("plain records", {
         "records", "errors", "storage", "progress", "registry", "plan", "query_settings", "data_reference",
-        "large_settings", "gate_settings", "recipe_faults", "recipe", "cascade_stages", "cpu", "builds",
+        "large_settings", "gate_settings", "recipe_faults", "recipe", "cascade_stages", "cpu", "builds", "memory",
     }),
     ("runtime", {"runtime"}),
     ("ranker", {"ranker"}),

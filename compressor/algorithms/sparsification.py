@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
@@ -76,9 +76,8 @@ class Sparsifier:
         self, ranker: Ranker, names: Sequence[str], sparsity: float, pattern: SparsityPattern
     ) -> dict[str, Tensor]:
         units = {}
-        for name, curvature in measured_curvatures(
-            ranker, self.pairs, names, DiagonalCurvature, self.fisher.temperature
-        ):
+        found = measured_curvatures(ranker, self.pairs, names, DiagonalCurvature, self.fisher.temperature)
+        for name, curvature in (one for group in found for one in group.items()):
             weight = ranker.weights[f"{name}.weight"]
             units[name] = of_units(0.5 * weight.square() * curvature.damped(self.fisher.damping), weight, pattern)
         kept = kept_weights(units, sparsity, pattern, self.scope)
@@ -87,25 +86,39 @@ class Sparsifier:
     def _by_blocks(
         self, ranker: Ranker, names: Sequence[str], sparsity: float, pattern: SparsityPattern
     ) -> dict[str, Tensor]:
-        """Prune as oBERT does. A global choice needs every matrix's losses first, so curvature is measured twice."""
+        """Prune as oBERT does. A global choice needs every matrix's losses first: curvature is kept until then, or,
+        where memory has no room for that of all layers, measured twice."""
+        size = self.fisher.block_size
 
-        def measured() -> Iterator[tuple[str, Tensor, BlockCurvature]]:
-            make = partial(BlockCurvature, size=self.fisher.block_size, damping=self.fisher.damping)
-            for name, found in measured_curvatures(ranker, self.pairs, names, make, self.fisher.temperature):
-                yield name, ranker.weights[f"{name}.weight"], found
+        def measured() -> Iterable[Mapping[str, BlockCurvature]]:
+            return measured_curvatures(
+                ranker, self.pairs, names, partial(BlockCurvature, size=size, damping=self.fisher.damping),
+                self.fisher.temperature, bytes_per_weight=4 * size,
+            )  # fmt: skip
 
+        def losses(curvatures: Mapping[str, BlockCurvature]) -> dict[str, Tensor]:
+            return {name: one.losses(ranker.weights[f"{name}.weight"], pattern) for name, one in curvatures.items()}
+
+        groups: Iterable[Mapping[str, BlockCurvature]] = measured()
         kept: dict[str, Tensor] = {}
         if pattern.kept is None and self.scope == "global":
-            units = {name: curvature.losses(weight, pattern) for name, weight, curvature in measured()}
+            units: dict[str, Tensor] = {}
+            last: Mapping[str, BlockCurvature] = {}
+            for last in groups:
+                units |= losses(last)
+                if len(last) < len(names):
+                    last = {}  # room for the next
             kept = kept_weights(units, sparsity, pattern, "global")
+            groups = [last] if len(last) == len(names) else measured()
         result = {}
-        for name, weight, curvature in measured():
+        for name, curvature in (one for group in groups for one in group.items()):
+            weight = ranker.weights[f"{name}.weight"]
             if pattern.kept is not None:
                 stays = curvature.best_of_groups(weight, pattern)
             elif name in kept:
                 stays = kept[name]
             else:
-                stays = kept_weights({name: curvature.losses(weight, pattern)}, sparsity, pattern, self.scope)[name]
+                stays = kept_weights(losses({name: curvature}), sparsity, pattern, self.scope)[name]
             result[f"{name}.weight"] = curvature.made_up(weight, stays)
         return result
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol, TypeVar
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from compressor.algorithms.calibration import CalibrationBatch, calibration_batches, run_layers
 from compressor.algorithms.score_gradients import rank_centered
+from compressor.memory import memory_bytes
 from compressor.progress import progress
 from compressor.ranker.encoder import Encoder
 from compressor.ranker.ranker import Ranker
@@ -32,14 +34,16 @@ def measured_curvatures(
     names: Sequence[str],
     make: Callable[[tuple[int, int]], C],
     temperature: float | None = None,
-) -> Iterator[tuple[str, C]]:
-    """Yield the Fisher information of linears by name, layer after layer, label-free.
+    *,
+    bytes_per_weight: int = 4,
+) -> Iterator[dict[str, C]]:
+    """Yield the Fisher information of linears by name, for as many layers at once as memory has room for, label-free.
 
     A weight's gradient for one candidate is the product of what its linear reads and the gradient of what it writes,
     summed over the candidate's tokens. Gradients of a list are centered and weighed as `rank_centered` has it, and
-    lists count alike. Nothing but the sums of one layer and one list's gradients are kept: each layer has a forward and
-    backward pass of its own through it and those behind it. Time: as of half as many forward and backward passes as
-    there are layers, and the sums.
+    lists count alike. Nothing but sums and what one list's gradients are made of is kept, in half of the memory; layers
+    that do not fit in follow in a pass of their own through them and those behind them. What is found does not depend
+    on it but for rounding.
 
     Args:
         ranker: a cross-encoder.
@@ -47,36 +51,58 @@ def measured_curvatures(
         names: linears that are one matrix.
         make: makes an empty sum for a shape ``(outputs, inputs)``.
         temperature: of the softmax over a list.
+        bytes_per_weight: of a sum.
     """
     by_query: dict[str, list[tuple[str, str]]] = {}
     for query, document in pairs:
         by_query.setdefault(query, []).append((query, document))
     lists = [calibration_batches(ranker, found) for found in by_query.values()]
     states = [[batch.embedded for batch in batches] for batches in lists]
+    most_tokens = max(sum(len(one) for one in values) for values in states)
     module = ranker.module
-    with progress("Measuring curvature", len(module.layers) * len(lists)) as advance:
-        for index in range(len(module.layers)):
-            own = [name for name in names if name.startswith(f"layers.{index}.")]
+    groups = list(_layer_groups(ranker, names, bytes_per_weight, most_tokens))
+    with progress("Measuring curvature", len(groups) * len(lists)) as advance:
+        for layers, own in groups:
             sums = {name: make(tuple(ranker.weights[f"{name}.weight"].shape)) for name in own}  # type: ignore[arg-type]
             for batches, values in zip(lists, states, strict=True):
                 if own:
-                    _add_list(module, batches, values, index, sums, temperature, len(lists))
+                    _add_list(module, batches, values, layers[0], sums, temperature, len(lists))
                 advance()
-            yield from sums.items()
+            if own:
+                yield sums
             with torch.no_grad():
                 states = [
-                    [run_layers(module, batch, one, [index]) for batch, one in zip(batches, values, strict=True)]
+                    [run_layers(module, batch, one, layers) for batch, one in zip(batches, values, strict=True)]
                     for batches, values in zip(lists, states, strict=True)
                 ]
 
 
+def _layer_groups(
+    ranker: Ranker, names: Sequence[str], bytes_per_weight: int, most_tokens: int
+) -> Iterator[tuple[list[int], list[str]]]:
+    """Yield layers in turn, with their linears: as many as fit in half of the memory, and one at least."""
+    room = (memory_bytes() or 0) / 2
+    layers: list[int] = []
+    linears: list[str] = []
+    taken = 0
+    for index in range(len(ranker.module.layers)):
+        own = [name for name in names if name.startswith(f"layers.{index}.")]
+        shapes = [ranker.weights[f"{name}.weight"].shape for name in own]
+        size = sum(math.prod(shape) * bytes_per_weight + most_tokens * sum(shape) * 4 for shape in shapes)
+        if layers and taken + size > room:
+            yield layers, linears
+            layers, linears, taken = [], [], 0
+        layers, linears, taken = [*layers, index], [*linears, *own], taken + size
+    yield layers, linears
+
+
 def _add_list(
-    module: Encoder, batches: Sequence[CalibrationBatch], states: Sequence[Tensor], index: int, sums: dict[str, C],
+    module: Encoder, batches: Sequence[CalibrationBatch], states: Sequence[Tensor], first: int, sums: dict[str, C],
     temperature: float | None, n_lists: int,
 ) -> None:  # fmt: skip
     """Add the gradients of one query's candidates."""
     names, batched = list(sums), zip(batches, states, strict=True)
-    found = [_outer_parts(module, batch, values, index, names) for batch, values in batched]
+    found = [_outer_parts(module, batch, values, first, names) for batch, values in batched]
     scores = torch.cat([one for one, _ in found])
     for name, total in sums.items():
         each = torch.cat([_of_candidates(*parts[name]) for _, parts in found])  # [n, outputs, inputs]
@@ -88,7 +114,7 @@ _Parts = tuple[Tensor, Tensor, list[int]]
 
 
 def _outer_parts(
-    module: Encoder, batch: CalibrationBatch, values: Tensor, index: int, names: Sequence[str]
+    module: Encoder, batch: CalibrationBatch, values: Tensor, first: int, names: Sequence[str]
 ) -> tuple[Tensor, dict[str, _Parts]]:
     """Return scores ``[n]`` and, by linear, what it reads, the gradient of what it writes, and each row's tokens."""
     read: dict[str, Tensor] = {}
@@ -99,7 +125,7 @@ def _outer_parts(
         # The batch's own layout was made where nothing is recorded.
         layout = module.lay_out(batch.inputs["input_ids"], batch.inputs["attention_mask"])
         values = values.clone().requires_grad_()
-        for layer in list(module.layers)[index:]:
+        for layer in list(module.layers)[first:]:
             values = layer(values, layout)
         logits = module.head(module.pool(values, layout, first_only=False))
         gradients = torch.autograd.grad(logits.sum(), list(written.values()))  # rows do not meet: that of each score

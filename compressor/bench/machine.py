@@ -9,6 +9,7 @@ from pathlib import Path
 
 from compressor.bench.schema import Machine
 from compressor.cpu import class_of, cpu_model, isa_flags, other_class_note
+from compressor.memory import memory_bytes
 from compressor.runtime.folder import MANIFEST
 from compressor.storage import read_json
 
@@ -37,7 +38,7 @@ def describe_machine() -> Machine:
         available_threads=available_threads(),
         cpu_quota=_cpu_quota(),
         gpus=list(gpu_models()),
-        memory_bytes=_memory_bytes(),
+        memory_bytes=memory_bytes(),
         os=f"{platform.system()} {platform.release()}",
         architecture=platform.machine(),
         versions=versions,
@@ -95,11 +96,4 @@ def _cpu_quota() -> float | None:
         limit = int(Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us").read_text())
         return None if limit < 0 else limit / int(Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us").read_text())
     except (OSError, ValueError):
-        return None
-
-
-def _memory_bytes() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
         return None

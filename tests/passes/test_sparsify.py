@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from compressor.algorithms import weight_gradients
 from compressor.passes import PlanError
 from compressor.passes.distill import Distill
 from compressor.passes.sparsify import Sparsify
@@ -110,6 +111,17 @@ def test_making_up_brings_scores_nearer(whole, tiny_data):
     assert loss["sparsegpt"] < loss["wanda"]
     assert loss["sparsegpt"] < loss["magnitude"]
     assert loss["obert"] < loss["fisher_diagonal"]
+
+
+@pytest.mark.parametrize("method", ["fisher_diagonal", "obert"])
+def test_short_memory_finds_the_same_weights(whole, tiny_data, method, monkeypatch):
+    found = []
+    for memory in (2**34, 0, None):
+        monkeypatch.setattr(weight_gradients, "memory_bytes", lambda memory=memory: memory)
+        found.append(applied(step_of(method=method, sparsity=0.6), whole, tiny_data))
+    for name, weight in found[0].weights.items():
+        for one in found[1:]:  # products round by where their operands lie in memory
+            torch.testing.assert_close(one.weights[name], weight, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("method", ["magnitude", "fisher_diagonal", "obert"])
