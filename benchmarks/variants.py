@@ -47,7 +47,10 @@ def prepare_variants(path: Path, study: Mapping[str, Any], out: Path) -> dict[st
     Raises:
         InputError: a variant is at fault.
     """
-    return {name: _prepared(path, study, name, out) for name in study["variants"]}
+    found: dict[str, Prepared] = {}
+    for name in study["variants"]:
+        found[name] = _prepared(path, study, name, out, next(iter(found.values()), None))
+    return found
 
 
 def run_variant(name: str, prepared: Prepared) -> Ranker:
@@ -74,7 +77,7 @@ def line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _prepared(path: Path, study: Mapping[str, Any], name: str, out: Path) -> Prepared:
+def _prepared(path: Path, study: Mapping[str, Any], name: str, out: Path, like: Prepared | None) -> Prepared:
     """Write one variant as a recipe, and check it.
 
     The recipe lies in the study's folder, whose relative paths it has, for as long as it is read.
@@ -83,7 +86,7 @@ def _prepared(path: Path, study: Mapping[str, Any], name: str, out: Path) -> Pre
     own = path.with_name(f".{path.stem}-{slug(name)}.yaml")
     write_whole(own, yaml.safe_dump({**recipe, "passes": study["variants"][name]}, sort_keys=False))
     try:
-        prepared = prepare(own, out / slug(name), ())
+        prepared = prepare(own, out / slug(name), (), like)
         shared = [replace(stage, folder=out / "stages" / stage.folder.name) for stage in prepared.stages]
         return replace(prepared, stages=shared)
     finally:

@@ -41,6 +41,11 @@ class Desk:
         self._loaded: dict[str, RankingData] = {}
         self._apart: dict[str, RankingData] = {}
 
+    def serves(self, recipe: Recipe, base: Path) -> bool:
+        """Whether it loads what another recipe names."""
+        mine = self._recipe
+        return (mine.data, mine.bench.candidates, self._base) == (recipe.data, recipe.bench.candidates, base)
+
     def load(self, need: Need) -> RankingData:
         """Return the data that serve a pass's need: one collection, or several as one.
 
@@ -160,8 +165,14 @@ def _peek(recipe: Recipe, path: Path) -> RankerSpec:
         raise InputError(named) from None
 
 
-def prepare(path: Path, out: Path | None, overrides: Sequence[str]) -> Prepared:
+def prepare(path: Path, out: Path | None, overrides: Sequence[str], like: Prepared | None = None) -> Prepared:
     """Check a recipe and load its data, so that nothing can fail late for a reason known early.
+
+    Args:
+        path: the recipe.
+        out: the output folder; by default runs/NAME.
+        overrides: of its settings.
+        like: another recipe of the same folder, whose data is used where both name the same.
 
     Raises:
         InputError: the recipe, its teacher, its data or the output folder is at fault; nothing is written.
@@ -171,7 +182,7 @@ def prepare(path: Path, out: Path | None, overrides: Sequence[str]) -> Prepared:
     recipe, shapes = check(path, overrides)
     out = out or Path("runs") / path.stem
     _check_output(out)
-    desk = Desk(recipe, path.parent)
+    desk = like.desk if like and like.desk.serves(recipe, path.parent) else Desk(recipe, path.parent)
     _ = desk.tests
     teacher = teacher_fingerprint(recipe.teacher, path.parent)
     stages = make_stages(recipe, teacher, desk.load, out / "stages")

@@ -62,4 +62,5 @@ def test_variants_share_the_folder_of_their_stages_and_leave_no_recipe_behind(tm
     folders = {stage.folder.parent for one in prepared.values() for stage in one.stages}
     assert folders == {tmp_path / "out" / "stages"}
     assert [one.out.name for one in prepared.values()] == ["one", "two"]
+    assert prepared["one"].desk is prepared["two"].desk, "what takes minutes to load is loaded once"
     assert [entry.name for entry in tmp_path.iterdir()] == ["study.yaml"]

@@ -27,6 +27,17 @@ def desk(tmp_path, **data):
     return Desk(parse_recipe({"teacher": "packaged", "data": data}, {}, "r.yaml"), tmp_path)
 
 
+def test_only_a_recipe_with_the_same_data_is_served(tmp_path):
+    def recipe(**changes):
+        return parse_recipe({"teacher": "packaged", "data": {"test": "pets/test"}, **changes}, {}, "r.yaml")
+
+    own = desk(tmp_path, test="pets/test")
+    assert own.serves(recipe(seed=3), tmp_path)
+    assert not own.serves(recipe(), tmp_path.parent)
+    assert not own.serves(recipe(bench={"candidates": 7}), tmp_path)
+    assert not own.serves(recipe(data={"test": "pets/dev"}), tmp_path)
+
+
 MADE = {"collection": "pets", "make_queries": ["sentences"]}
 
 
