@@ -65,7 +65,7 @@ INT8: Precisions = [
     Int8Dynamic(), Int8Dynamic(reduce_range=True), Int8Static(), Int8Static(reduce_range=True), Int8Blocks(),
     Int8Blocks(block_size=128), Int4Blocks(), Int4Blocks(block_size=64),
 ]  # fmt: skip
-INT8_TABLES: Precisions = [Int8Rows()]
+INT8_TABLES: Precisions = [Int8Rows(), Int4Blocks()]
 FP16: Precisions = [Float16()]
 
 LAW = settings(derandomize=True, deadline=None, database=None)

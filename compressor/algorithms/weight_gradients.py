@@ -26,6 +26,7 @@ class Curvature(Protocol):
 
 
 C = TypeVar("C", bound=Curvature)
+_CANDIDATES_AT_ONCE = 32  # sums are large, and are read and written once for so many
 
 
 def measured_curvatures(
@@ -41,9 +42,9 @@ def measured_curvatures(
 
     A weight's gradient for one candidate is the product of what its linear reads and the gradient of what it writes,
     summed over the candidate's tokens. Gradients of a list are centered and weighed as `rank_centered` has it, and
-    lists count alike. Nothing but sums and what one list's gradients are made of is kept, in half of the memory; layers
-    that do not fit in follow in a pass of their own through them and those behind them. What is found does not depend
-    on it but for rounding.
+    lists count alike. Nothing but sums and what some lists' gradients are made of is kept, in half of the memory;
+    layers that do not fit in follow in a pass of their own through them and those behind them. What is found does not
+    depend on it but for rounding.
 
     Args:
         ranker: a cross-encoder.
@@ -56,25 +57,54 @@ def measured_curvatures(
     by_query: dict[str, list[tuple[str, str]]] = {}
     for query, document in pairs:
         by_query.setdefault(query, []).append((query, document))
-    lists = [calibration_batches(ranker, found) for found in by_query.values()]
-    states = [[batch.embedded for batch in batches] for batches in lists]
-    most_tokens = max(sum(len(one) for one in values) for values in states)
+    chunks = [_Chunk(ranker, lists) for lists in _in_chunks(list(by_query.values()))]
     module = ranker.module
-    groups = list(_layer_groups(ranker, names, bytes_per_weight, most_tokens))
-    with progress("Measuring curvature", len(groups) * len(lists)) as advance:
+    groups = list(_layer_groups(ranker, names, bytes_per_weight, max(chunk.n_tokens for chunk in chunks)))
+    with progress("Measuring curvature", len(groups) * len(pairs)) as advance:
         for layers, own in groups:
             sums = {name: make(tuple(ranker.weights[f"{name}.weight"].shape)) for name in own}  # type: ignore[arg-type]
-            for batches, values in zip(lists, states, strict=True):
+            for chunk in chunks:
                 if own:
-                    _add_list(module, batches, values, layers[0], sums, temperature, len(lists))
-                advance()
+                    _add_chunk(module, chunk, layers[0], sums, temperature, len(by_query))
+                chunk.run(module, layers)
+                advance(chunk.n_pairs)
             if own:
                 yield sums
-            with torch.no_grad():
-                states = [
-                    [run_layers(module, batch, one, layers) for batch, one in zip(batches, values, strict=True)]
-                    for batches, values in zip(lists, states, strict=True)
-                ]
+
+
+class _Chunk:
+    """Some queries' candidates, whose gradients are summed up together, before the layer that they have come to."""
+
+    def __init__(self, ranker: Ranker, lists: Sequence[Sequence[tuple[str, str]]]) -> None:
+        self.lists = [calibration_batches(ranker, found) for found in lists]
+        self._states = [[batch.embedded for batch in batches] for batches in self.lists]
+        self.n_pairs = sum(map(len, lists))
+        self.n_tokens = sum(len(one) for states in self._states for one in states)
+
+    def batches(self) -> Iterator[tuple[int, CalibrationBatch, Tensor]]:
+        """Yield the number of the list, a batch of it, and its packed states ``[T, width]``."""
+        for number, (batches, states) in enumerate(zip(self.lists, self._states, strict=True)):
+            for batch, values in zip(batches, states, strict=True):
+                yield number, batch, values
+
+    def run(self, module: Encoder, layers: Sequence[int]) -> None:
+        """Go on behind some layers."""
+        with torch.no_grad():
+            self._states = [
+                [run_layers(module, batch, one, layers) for batch, one in zip(batches, states, strict=True)]
+                for batches, states in zip(self.lists, self._states, strict=True)
+            ]
+
+
+def _in_chunks(lists: Sequence[Sequence[tuple[str, str]]]) -> Iterator[list[Sequence[tuple[str, str]]]]:
+    """Yield whole lists, as many as have so many candidates: sums are large, and each time are read and written."""
+    chunk: list[Sequence[tuple[str, str]]] = []
+    for one in lists:
+        if chunk and sum(map(len, chunk)) + len(one) > _CANDIDATES_AT_ONCE:
+            yield chunk
+            chunk = []
+        chunk.append(one)
+    yield chunk
 
 
 def _layer_groups(
@@ -96,18 +126,18 @@ def _layer_groups(
     yield layers, linears
 
 
-def _add_list(
-    module: Encoder, batches: Sequence[CalibrationBatch], states: Sequence[Tensor], first: int, sums: dict[str, C],
-    temperature: float | None, n_lists: int,
-) -> None:  # fmt: skip
-    """Add the gradients of one query's candidates."""
-    names, batched = list(sums), zip(batches, states, strict=True)
-    found = [_outer_parts(module, batch, values, first, names) for batch, values in batched]
-    scores = torch.cat([one for one, _ in found])
+def _add_chunk(
+    module: Encoder, chunk: _Chunk, first: int, sums: dict[str, C], temperature: float | None, n_lists: int
+) -> None:
+    """Add the gradients of some queries' candidates."""
+    names = list(sums)
+    found = [(number, *_outer_parts(module, batch, values, first, names)) for number, batch, values in chunk.batches()]
+    scores = torch.cat([one for _, one, _ in found])
+    queries = [str(number) for number, one, _ in found for _ in one]
     for name, total in sums.items():
-        each = torch.cat([_of_candidates(*parts[name]) for _, parts in found])  # [n, outputs, inputs]
-        centered, shares = rank_centered(each.flatten(1), scores, [""] * len(each), temperature)
-        total.add(centered.view_as(each), shares / n_lists)
+        each = torch.cat([_of_candidates(*parts[name]) for _, _, parts in found])  # [n, outputs, inputs]
+        centered, shares = rank_centered(each.flatten(1), scores, queries, temperature)
+        total.add(centered.view_as(each), shares * (len(chunk.lists) / n_lists))
 
 
 _Parts = tuple[Tensor, Tensor, list[int]]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from compressor.export.graph import Graph
-from compressor.export.rounding import block_product, dynamic_product, static_product
+from compressor.export.rounding import block_product, dynamic_product, rows_of_4_bits, static_product
 from compressor.ranker.quantizers import int8_rows
 from compressor.ranker.spec import (
     Int4Blocks,
@@ -113,6 +113,8 @@ def add_bias(graph: Graph, name: str, product: Product) -> str:
 def table(graph: Graph, name: str, key: str, spec: TableSpec, weights: Weights, ids: str, first_row: int = 0) -> str:
     """Look rows up, ``[T] -> [T, width]`` in fp32; ``first_row`` is the row that id 0 takes."""
     rows = weights[f"{key}.weight"][first_row:]
+    if isinstance(spec.precision, Int4Blocks):
+        return rows_of_4_bits(graph, name, rows, spec.precision, ids)
     if spec.precision.kind != "int8_rows":
         floats = float_kind(spec.precision)
         with graph.computing_in(floats):

@@ -79,6 +79,35 @@ def block_product(graph: Graph, name: str, weight: Tensor, precision: Int8Blocks
     return graph.node("MatMul", [_by_blocks(graph, values, inputs, size), turned], name)
 
 
+def rows_of_4_bits(graph: Graph, name: str, rows: Tensor, precision: Int4Blocks, ids: str) -> str:
+    """Look up rows of a table stored in 4 bits by blocks, ``[T] -> [T, width]`` in fp32, by standard operators alone.
+
+    A byte holds a number of the left half of a row in its lower half, and its counterpart of the right half.
+    """
+    codes, scales = weight_blocks(rows, precision.bits, precision.block_size)
+    blocks, size = codes.shape[1:]
+    unsigned = (codes.numpy().astype(np.int16) + 8).astype(np.uint8).reshape(len(codes), -1)
+    half = unsigned.shape[1] // 2
+    stored = graph.weight(f"{name}.weight", unsigned[:, :half] | (unsigned[:, half:] << 4))
+    found = graph.node("Cast", [graph.node("Gather", [stored, ids], f"{name}.bytes")], f"{name}.both", to=1)
+    shifted = graph.node("Mul", [found, graph.float_scalar(1 / 16)], f"{name}.shifted")
+    right = graph.node("Floor", [shifted], f"{name}.right")
+    left = graph.node(
+        "Sub", [found, graph.node("Mul", [right, graph.float_scalar(16.0)], f"{name}.of_right")], f"{name}.left"
+    )
+    both = graph.node("Concat", [left, right], f"{name}.unsigned", axis=-1)
+    signed = graph.node("Sub", [both, graph.float_scalar(8.0)], f"{name}.codes")
+    scale = graph.node("Gather", [graph.weight(f"{name}.scale", scales[..., None].numpy()), ids], f"{name}.scales")
+    product = graph.node("Mul", [graph.reshape(signed, f"{name}.blocks", -1, blocks, size), scale], f"{name}.scaled")
+    found = graph.reshape(product, f"{name}.whole", -1, blocks * size)
+    width = rows.shape[1]
+    return (
+        found
+        if width == blocks * size
+        else graph.node("Slice", [found, graph.ints(0), graph.ints(width), graph.ints(1)], f"{name}.columns")
+    )
+
+
 def packed_blocks(codes: np.ndarray, bits: int) -> np.ndarray:
     """Return codes ``[rows, blocks, size]`` as `MatMulNBits` stores them: unsigned, two of 4 bits in a byte.
 

@@ -23,10 +23,10 @@ from compressor.ranker.spec import (
 
 Scheme = Literal["int8_dynamic", "int8_static", "int8_blocks", "int4_blocks", "fp16", "bf16", "none"]
 
-_WHOLE_NUMBERS: tuple[Scheme, ...] = ("int8_dynamic", "int8_static", "int8_blocks", "int4_blocks")
+WHOLE_NUMBERS: tuple[Scheme, ...] = ("int8_dynamic", "int8_static", "int8_blocks", "int4_blocks")
 # Settings that only some schemes have.
 SETTINGS_OF: dict[str, tuple[Scheme, ...]] = {
-    "rounding": _WHOLE_NUMBERS,
+    "rounding": WHOLE_NUMBERS,
     "observer": ("int8_static",),
     "percentile": ("int8_static",),
     "block_size": ("int8_blocks", "int4_blocks"),
@@ -53,8 +53,10 @@ def precision_of(scheme: Scheme, *, block_size: int, reduce_range: bool) -> Line
             return None
 
 
-def table_precision_of(scheme: Scheme) -> TablePrecision | None:
+def table_precision_of(scheme: Scheme, *, in_4_bits: bool, block_size: int) -> TablePrecision | None:
     """Return what lookup tables of a scheme are stored in."""
+    if in_4_bits:
+        return Int4Blocks(block_size=block_size)
     match scheme:
         case "none":
             return None

@@ -9,7 +9,14 @@ from pydantic import Field, PositiveInt, model_validator
 
 from compressor.passes.contract import Need, Pass, PlanError, Promise, Supply
 from compressor.passes.precision_placement import KeepWithin, refuse_unfit
-from compressor.passes.precision_schemes import SETTINGS_OF, Scheme, named_linears, precision_of, table_precision_of
+from compressor.passes.precision_schemes import (
+    SETTINGS_OF,
+    WHOLE_NUMBERS,
+    Scheme,
+    named_linears,
+    precision_of,
+    table_precision_of,
+)
 from compressor.passes.refusals import refuse_quantized, refuse_token_rules
 from compressor.ranker.cost import linears_of, tables_of
 from compressor.ranker.rounding import roundable_linears, with_precisions
@@ -58,12 +65,13 @@ class Quantize(Pass):
     where `smooth` has links: behind blocks (BERT), values alone are scaled, and the rest is cut off only. Both look at
     calibration pairs layer by layer, behind rounded layers; lookup tables are rounded to the nearest.
     ``n_pairs`` (static, ``gptq``, ``awq``): calibration pairs, by default 256.
-    ``block_size`` (blocks): inputs that share a scale, 32, 64 or 128; by default 32.
+    ``block_size`` (blocks): inputs that share a scale, or numbers of a row of an ``int4`` table: 32, 64 or 128; by
+    default 32.
     ``reduce_range`` (dynamic, static): 7-bit weights, for x86 CPUs without VNNI, where 16-bit sums of 8-bit products
     saturate. Our runtime sums those wide there, which takes longer; other runtimes do not, and score wrongly.
     `export: {builds: [int8_reduced_range]}` puts such a build beside one of 8 bits.
     ``embeddings``: round the lookup tables too, to 8 bits with one scale per row, or to half precision (bytes, not
-    speed).
+    speed). ``int4``, with schemes of whole numbers: the token table in 4 bits by blocks, the small ones in 8.
     ``keep_fp32``: linears that stay as they are: names (``layers.11.ffn.down``), patterns (``*.ffn.down``), or numbers
     of layers from 0, negative ones from the end.
     ``keep_within``: how far scores may move. Each linear's part in it is measured, and as few multiply-adds (or bytes)
@@ -83,13 +91,17 @@ class Quantize(Pass):
     n_pairs: PositiveInt | None = None
     block_size: Literal[32, 64, 128] | None = None
     reduce_range: bool = False
-    embeddings: bool = True
+    embeddings: bool | Literal["int4"] = True
     keep_fp32: tuple[int | str, ...] = ()
     keep_within: KeepWithin | None = None
 
     @model_validator(mode="after")
     def _settings_fit_the_scheme(self) -> Self:
+        if self.embeddings == "int4" and self.scheme not in WHOLE_NUMBERS:
+            raise ValueError(f"embeddings: int4 belongs to schemes of whole numbers, not to {self.scheme}")
         for name, schemes in SETTINGS_OF.items():
+            if name == "block_size" and self.embeddings == "int4":
+                continue
             if getattr(self, name) not in (None, False, "nearest") and self.scheme not in schemes:
                 raise ValueError(f"{name} is a setting of {' and '.join(schemes)}, not of {self.scheme}: leave it out")
         if self.rounding == "awq" and self.scheme not in SETTINGS_OF["block_size"]:
@@ -181,7 +193,9 @@ class Quantize(Pass):
         return precision_of(self.scheme, block_size=self.block_size or 32, reduce_range=self.reduce_range)
 
     def _table_precision(self) -> TablePrecision | None:
-        return table_precision_of(self.scheme) if self.embeddings else None
+        if not self.embeddings:
+            return None
+        return table_precision_of(self.scheme, in_4_bits=self.embeddings == "int4", block_size=self.block_size or 32)
 
     def _refuse_what_cannot_be_fitted(self, spec: RankerSpec) -> None:
         if self.rounding == "nearest":

@@ -67,7 +67,7 @@ class Sparsify(Distill):
     come at once, and nothing is trained. ``movement``: how scores decide, for that method.
 
     Memory: of one-shot methods, the states of the calibration set and a layer's statistics; of ``obert``, ``4 ·
-    block_size`` bytes for each weight of a layer, and the gradients of one list for its largest matrix; of as many
+    block_size`` bytes for each weight of a layer, and the gradients of 32 candidates for its largest matrix; of as many
     layers as fit in half of the memory. Time: of ``magnitude``, seconds; of ``wanda`` and ``sparsegpt``, a few passes
     over the calibration set; of ``fisher_diagonal`` and ``obert``, a forward and backward pass and the sums, times
     ``recomputations``. Where layers do not all fit, up to half as many such passes as there are layers, and of

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from compressor.ranker.dense_sparse import INDEX_TYPES, matrix_of_codes, spread
 from compressor.ranker.quantizers import (
     block_activations,
+    rounded_blocks,
     rounded_rows,
     rounded_weight,
     to_float_kind,
@@ -25,6 +26,7 @@ from compressor.ranker.spec import (
     Int4Blocks,
     Int8Blocks,
     Int8Dynamic,
+    Int8Rows,
     Int8Static,
     LinearSpec,
     LowRankForm,
@@ -114,6 +116,10 @@ class Table(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         rows = F.embedding(ids, self.weight)  # [T, width]
-        if self.spec.precision.kind == "int8_rows":
-            return rounded_rows(rows)
-        return to_float_kind(rows, float_kind(self.spec.precision))
+        match self.spec.precision:
+            case Int8Rows():
+                return rounded_rows(rows)
+            case Int4Blocks(bits=bits, block_size=size):
+                return rounded_blocks(rows, bits, size)
+            case precision:
+                return to_float_kind(rows, float_kind(precision))

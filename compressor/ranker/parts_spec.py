@@ -146,7 +146,7 @@ class Int8Blocks(Precision):
 
 
 class Int4Blocks(Precision):
-    """As `Int8Blocks`, with weights in 4 bits; activations stay in 8."""
+    """As `Int8Blocks`, with weights in 4 bits; activations stay in 8. Of a lookup table, its rows by blocks."""
 
     bits: ClassVar[int] = 4
 
@@ -163,7 +163,7 @@ class Int8Rows(Precision):
 LinearPrecision = Annotated[
     Float32 | Float16 | BFloat16 | Int8Dynamic | Int8Static | Int8Blocks | Int4Blocks, Field(discriminator="kind")
 ]
-TablePrecision = Annotated[Float32 | Float16 | BFloat16 | Int8Rows, Field(discriminator="kind")]
+TablePrecision = Annotated[Float32 | Float16 | BFloat16 | Int8Rows | Int4Blocks, Field(discriminator="kind")]
 FloatKind = Literal["fp32", "fp16", "bf16"]
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from compressor.ranker.cost import linears_of, tables_of
 from compressor.ranker.spec import (
     Float32,
+    Int8Rows,
     LinearPrecision,
     LinearSpec,
     RankerSpec,
@@ -36,7 +37,7 @@ def with_precisions(
     Args:
         spec: the shape.
         linears: precision by name, ``layers.3.ffn.down``; the others stay as they are.
-        table: the precision of every lookup table.
+        table: the precision of every lookup table; of 4 bits, of the token table, and the small ones take 8.
 
     Raises:
         ValueError: there is no such linear outside the head and the exits, or fp16 and bf16 meet in one layer.
@@ -47,10 +48,14 @@ def with_precisions(
 
     def changed(name: str, part: LinearSpec | TableSpec) -> Record:
         if isinstance(part, TableSpec):
-            return part.changed(precision=table) if table else part
+            return part.changed(precision=_table_precision(name, table)) if table else part
         return part.changed(precision=linears[name]) if name in linears else part
 
     return _with_parts(spec, changed)
+
+
+def _table_precision(name: str, table: TablePrecision) -> TablePrecision:
+    return Int8Rows() if table.kind == "int4_blocks" and name != "embeddings.tokens" else table
 
 
 def round_spec(spec: RankerSpec, linear: LinearPrecision, table: TablePrecision | None) -> RankerSpec:

@@ -106,9 +106,10 @@ def test_linears_of_one_input_share_a_product(dialect, spec):
 
 
 @pytest.mark.parametrize("first_row", [0, 2])
-@pytest.mark.parametrize("precision", [None, Int8Rows(), Float16()], ids=["fp32", "int8", "fp16"])
-def test_table(dialect, precision, first_row):
-    spec = TableSpec(rows=11, width=6, **({"precision": precision} if precision else {}))
+@pytest.mark.parametrize("precision", [None, Int8Rows(), Int4Blocks(), Float16()], ids=["fp32", "int8", "int4", "fp16"])
+@pytest.mark.parametrize("width", [6, 64, 67])
+def test_table(dialect, precision, width, first_row):
+    spec = TableSpec(rows=11, width=width, **({"precision": precision} if precision else {}))
     module = Table(spec)
     weights = tensors(module, "t")
     ids = np.array([0, 3, 8, 3], dtype=np.int64)

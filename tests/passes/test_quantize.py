@@ -65,6 +65,14 @@ def test_tables_stay_where_they_are_not_asked_for(tiny_ranker, tiny_data):
     assert {part.precision.kind for _, part in tables_of(found.spec)} == {"fp32"}
 
 
+@pytest.mark.parametrize(("scheme", "size"), [("int8_dynamic", 64), ("int4_blocks", None)])
+def test_the_token_table_alone_takes_4_bits(scheme, size, tiny_ranker, tiny_data):
+    found = applied(tiny_ranker, tiny_data, scheme=scheme, embeddings="int4", block_size=size)
+    tables = {name: part.precision for name, part in tables_of(found.spec)}
+    assert tables.pop("embeddings.tokens") == Int4Blocks(block_size=size or 32)
+    assert {precision.kind for precision in tables.values()} == {"int8_rows"}
+
+
 def test_kept_linears_are_named_in_three_ways(tiny_ranker, tiny_data):
     keep = [-1, "layers.0.ffn.*", "layers.0.attention.query"]
     found = kinds(applied(tiny_ranker, tiny_data, scheme="int8_static", keep_fp32=keep).spec)
@@ -102,6 +110,7 @@ def test_what_cannot_be_kept_is_refused(entry, found, allowed):
         ({"scheme": "int4_blocks", "reduce_range": True}, "reduce_range is a setting of int8_dynamic and int8_static"),
         ({"scheme": "int8_static", "percentile": 99.0}, "percentile belongs to observer: percentile"),
         ({"scheme": "int8_static", "observer": "percentile", "percentile": 20}, "greater than 50"),
+        ({"scheme": "fp16", "embeddings": "int4"}, "embeddings: int4 belongs to schemes of whole numbers, not to fp16"),
         ({"scheme": "none", "keep_fp32": [0]}, "scheme: none has none"),
         ({"scheme": "int4_blocks", "block_size": 48}, "Input should be 32, 64 or 128"),
     ],

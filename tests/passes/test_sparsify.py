@@ -120,8 +120,8 @@ def test_short_memory_finds_the_same_weights(whole, tiny_data, method, monkeypat
         monkeypatch.setattr(weight_gradients, "memory_bytes", lambda memory=memory: memory)
         found.append(applied(step_of(method=method, sparsity=0.6), whole, tiny_data))
     for name, weight in found[0].weights.items():
-        for one in found[1:]:  # products round by where their operands lie in memory
-            torch.testing.assert_close(one.weights[name], weight, rtol=1e-4, atol=1e-6)
+        for one in found[1:]:  # products round by where operands lie in memory; curvature is solved for behind them
+            torch.testing.assert_close(one.weights[name], weight, rtol=1e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize("method", ["magnitude", "fisher_diagonal", "obert"])

@@ -10,7 +10,15 @@ from onnx import TensorProto, helper
 
 from compressor.ranker.linears import Linear, Table
 from compressor.ranker.quantizers import int8_rows, straight_through, uint8_activations
-from compressor.ranker.spec import DenseSparseForm, Int8Dynamic, Int8Rows, LinearSpec, LowRankForm, TableSpec
+from compressor.ranker.spec import (
+    DenseSparseForm,
+    Int4Blocks,
+    Int8Dynamic,
+    Int8Rows,
+    LinearSpec,
+    LowRankForm,
+    TableSpec,
+)
 
 
 def filled(spec: LinearSpec, seed: int = 0) -> Linear:
@@ -188,3 +196,19 @@ def test_table_rows_are_rounded_one_by_one():
     table(ids).sum().backward()
     assert table.weight.grad is not None
     assert torch.equal(table.weight.grad, torch.tensor([1.0, 0, 0, 2, 1])[:, None].expand(5, 4))
+
+
+def test_table_rows_take_4_bits_by_blocks():
+    table = Table(TableSpec(rows=5, width=72, precision=Int4Blocks(block_size=32)))
+    table.weight.data = numbers(5, 72) * torch.logspace(-3, 3, 5)[:, None]
+    ids = torch.tensor([3, 0, 3, 4])
+    with torch.no_grad():
+        found = table(ids)
+    for begin in (0, 32, 64):
+        block, exact = found[:, begin : begin + 32], table.weight.data[ids, begin : begin + 32]
+        assert all(len(row.unique()) <= 16 for row in block)
+        step = exact.abs().amax(dim=1) / 8
+        assert ((block - exact).abs() <= 1.001 * step[:, None]).all()
+    table(ids).sum().backward()
+    assert table.weight.grad is not None
+    assert torch.equal(table.weight.grad, torch.tensor([1.0, 0, 0, 2, 1])[:, None].expand(5, 72))
