@@ -5,8 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 import textwrap
-from types import NoneType, UnionType
-from typing import Any, Literal, TypeGuard, Union, get_args, get_origin, get_type_hints
+from collections.abc import Iterable
 
 from rich import box
 from rich.console import Console
@@ -17,6 +16,7 @@ import compressor.passes  # noqa: F401  # fills the registry
 from compressor.plan import Plan
 from compressor.records import Record
 from compressor.registry import registered
+from compressor.setting_words import default_words, nested_records, settings_apart_from, value_words
 
 
 def say(line: str) -> None:
@@ -54,32 +54,26 @@ def show_passes() -> None:
     """Print every pass with its settings, those of nested records too, and what it says of itself."""
     for verb, cls in sorted(registered().items()):
         print(verb)
-        _show_settings(cls, indent="  ")
+        base = settings_base(verb)
+        own = settings_apart_from(cls, base[1]) if base else list(cls.model_fields)
+        _show_settings(cls, own, indent="  ")
+        if base:
+            print(f"  as in {base[0]}: {', '.join(name for name in cls.model_fields if name not in own)}")
         print(textwrap.indent(inspect.getdoc(cls) or "", "  "), end="\n\n")
 
 
-def _show_settings(record: type[Record], indent: str) -> None:
-    hints = get_type_hints(record)
-    for name, field in record.model_fields.items():
-        default = "required" if field.is_required() else f"default: {field.get_default()!r}"
-        print(f"{indent}{name}: {_readable(hints[name])}  ({default})")
-        for nested in filter(_is_record, get_args(hints[name])):
-            _show_settings(nested, indent + "  ")
+def settings_base(verb: str) -> tuple[str, type[Record]] | None:
+    """Return the pass whose settings another one has too, so that they are told once: of what trains, `distill`."""
+    from compressor.passes.training_pass import TrainingPass
+
+    trains = issubclass(registered()[verb], TrainingPass)
+    return ("distill", registered()["distill"]) if trains and verb != "distill" else None
 
 
-def _readable(hint: Any) -> str:
-    """Return a type as a recipe's author would say it: ``a list of int or 'every_other' or {layers, n_pairs}``."""
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin in (Union, UnionType):
-        return " or ".join(map(_readable, arguments))
-    if origin is Literal:
-        return " or ".join(map(repr, arguments))
-    if origin is tuple:
-        return f"a list of {_readable(arguments[0])}"
-    if _is_record(hint):
-        return f"{{{', '.join(hint.model_fields)}}}"
-    return "nothing" if hint is NoneType else str(hint.__name__)
-
-
-def _is_record(hint: Any) -> TypeGuard[type[Record]]:
-    return isinstance(hint, type) and issubclass(hint, Record)
+def _show_settings(record: type[Record], names: Iterable[str], indent: str) -> None:
+    for name in names:
+        field = record.model_fields[name]
+        default = default_words(field)
+        print(f"{indent}{name}: {value_words(field)}  ({default if default == 'required' else f'default: {default}'})")
+        for nested in nested_records(field):
+            _show_settings(nested, nested.model_fields, indent + "  ")
