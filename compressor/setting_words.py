@@ -37,7 +37,7 @@ def value_words(field: FieldInfo, quote: Callable[[Any], str] = repr) -> str:
 
 def default_of(field: FieldInfo) -> Any:
     """Return a setting's default as plain data, what is not set in it left out."""
-    value = field.get_default(call_default_factory=True)  # type: ignore[call-arg]  # no factory here wants data
+    value = field.get_default(call_default_factory=True)
     return _plain(value)
 
 
@@ -151,7 +151,7 @@ def _range(marks: Sequence[Any], *, whole: bool) -> str:
     if whole and "gt" in bounds:
         bounds = {"ge": bounds.pop("gt") + 1, **bounds}
     found = {name: bounds[name] for name in _BOUNDS if bounds.get(name) is not None}
-    return " " * bool(found) + ", ".join(f"{_BOUNDS[name]} {value:g}" for name, value in found.items())
+    return " " * bool(found) + ", ".join(f"{_BOUNDS[name]} {value:,}" for name, value in found.items())
 
 
 def _flat(marks: Sequence[Any]) -> Iterator[Any]:
