@@ -54,20 +54,29 @@ def show_passes() -> None:
     """Print every pass with its settings, those of nested records too, and what it says of itself."""
     for verb, cls in sorted(registered().items()):
         print(verb)
-        base = settings_base(verb)
-        own = settings_apart_from(cls, base[1]) if base else list(cls.model_fields)
+        own, others = own_settings(verb)
         _show_settings(cls, own, indent="  ")
-        if base:
-            print(f"  as in {base[0]}: {', '.join(name for name in cls.model_fields if name not in own)}")
+        for other, names in others.items():
+            print(f"  as in {other}: {', '.join(names)}")
         print(textwrap.indent(inspect.getdoc(cls) or "", "  "), end="\n\n")
 
 
-def settings_base(verb: str) -> tuple[str, type[Record]] | None:
-    """Return the pass whose settings another one has too, so that they are told once: of what trains, `distill`."""
+def own_settings(verb: str) -> tuple[list[str], dict[str, list[str]]]:
+    """Return the settings to tell of a pass, and those to tell of others: verb → what it has just as that one.
+
+    What all trainings have is told of `distill`, what all factorizations have of `factorize`.
+    """
+    from compressor.passes.factorize import FactorSettings
     from compressor.passes.training_pass import TrainingPass
 
-    trains = issubclass(registered()[verb], TrainingPass)
-    return ("distill", registered()["distill"]) if trains and verb != "distill" else None
+    record, others = registered()[verb], {}
+    own = list(record.model_fields)
+    for other, kind in (("distill", TrainingPass), ("factorize", FactorSettings)):
+        if issubclass(record, kind) and verb != other:
+            apart = settings_apart_from(record, registered()[other])
+            others[other] = [name for name in own if name not in apart]
+            own = [name for name in own if name in apart]
+    return own, others
 
 
 def _show_settings(record: type[Record], names: Iterable[str], indent: str) -> None:

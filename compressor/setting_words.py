@@ -20,8 +20,9 @@ _SIMPLE: dict[Any, str] = {
 _PLURALS = {"whole number": "whole numbers", "number": "numbers", "text": "texts", "path": "paths"}
 _BOUNDS = {"gt": "above", "ge": "from", "lt": "below", "le": "up to"}
 
-# ``name``: or ``name``, ``other``: or ``name`` (when it counts): at the start of a line or a sentence.
-_NAMED = re.compile(r"(?:^|(?<=[.\n] )|(?<=\n))(``\w+``(?:, ``\w+``)*)(?: \([^)]*\))?:\s", re.MULTILINE)
+# ``name``: or ``name``, ``other`` (when it counts): at the start of a line, a sentence, or what a semicolon sets off.
+_ONE = r"``(\w+)``(?: \(([^)]*)\))?"
+_NAMED = re.compile(rf"(?:^|(?<=[.;\n] )|(?<=[.;\n]\n))({_ONE}(?:, {_ONE})*):\s", re.MULTILINE)
 _IN_A_LIST = re.compile(r"^    (\w+(?:, \w+)*): ", re.MULTILINE)
 _GOOGLE = re.compile(r"\n(?:Attributes|Args):\n")
 
@@ -87,7 +88,7 @@ def _apart(text: str, record: type[Record]) -> tuple[str, dict[str, str]]:
     for listed in lists:
         marks = list(_IN_A_LIST.finditer(listed))
         for mark, end in _with_ends(marks, listed):
-            told.update(_of_each(re.findall(r"\w+", mark[1]), listed[mark.end() : end]))
+            told.update(_of_each([(one, "") for one in mark[1].split(", ")], listed[mark.end() : end]))
     kept = []
     for paragraph in text.split("\n\n"):
         marks = [mark for mark in _NAMED.finditer(paragraph) if _names(mark) <= set(record.model_fields)]
@@ -95,7 +96,7 @@ def _apart(text: str, record: type[Record]) -> tuple[str, dict[str, str]]:
         if before.strip():
             kept.append(before.strip())
         for mark, end in _with_ends(marks, paragraph):
-            told.update(_of_each(re.findall(r"\w+", mark[1]), paragraph[mark.start(1) : end], mark))
+            told.update(_of_each(re.findall(_ONE, mark[1]), paragraph[mark.end() : end]))
     return "\n\n".join(kept), told
 
 
@@ -106,18 +107,14 @@ def _with_ends(marks: Sequence[re.Match[str]], text: str) -> Iterator[tuple[re.M
 
 
 def _names(mark: re.Match[str]) -> set[str]:
-    return set(re.findall(r"\w+", mark[1]))
+    return {name for name, _ in re.findall(_ONE, mark[1])}
 
 
-def _of_each(names: Sequence[str], said: str, mark: re.Match[str] | None = None) -> Iterator[tuple[str, str]]:
-    """Give the first of several settings the whole text, the others a pointer to it."""
-    if mark is not None:  # what stands in brackets behind the names belongs to what is said
-        said = said[mark.end(1) - mark.start(1) :].lstrip()
-        said = said.removeprefix(":").strip() if said.startswith(":") else said.replace("):", ")", 1).strip()
-    first, *others = names
-    yield first, inspect.cleandoc(said)
-    for other in others:
-        yield other, f"see ``{first}``"
+def _of_each(names: Sequence[tuple[str, str]], said: str) -> Iterator[tuple[str, str]]:
+    """Give the first of several settings the whole text, the others a pointer to it, each with its own remark."""
+    for place, (name, remark) in enumerate(names):
+        text = f"see ``{names[0][0]}``" if place else inspect.cleandoc(said).strip().removesuffix(";")
+        yield name, f"({remark}) {text}" if remark else text
 
 
 def _words(hint: Any, marks: Sequence[Any], quote: Callable[[Any], str]) -> str:

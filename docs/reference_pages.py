@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import compressor.passes  # noqa: F401  # fills the registry
-from compressor.console import settings_base
+from compressor.console import own_settings
 from compressor.data_reference import DataReference
 from compressor.gate_settings import BenchSettings, GateSettings
 from compressor.recipe import DataSection, ExportSettings, Recipe
@@ -24,7 +24,6 @@ from compressor.setting_words import (
     default_words,
     nested_records,
     prose_and_settings,
-    settings_apart_from,
     value_words,
 )  # fmt: skip
 
@@ -78,9 +77,8 @@ def papers(record: type[Record]) -> list[str]:
 
 def _docstrings(record: type[Record]) -> Iterator[str]:
     yield inspect.getdoc(record) or ""
-    base = settings_base(record.verb) if hasattr(record, "verb") else None
-    names = settings_apart_from(record, base[1]) if base else record.model_fields
-    for name in names:
+    verb = getattr(record, "verb", "")
+    for name in own_settings(verb)[0] if verb else record.model_fields:
         for nested in nested_records(record.model_fields[name]):
             yield from _docstrings(nested)
 
@@ -91,12 +89,12 @@ def _what(verb: str, path: Path) -> str:
 
 
 def _settings(verb: str, path: Path) -> str:
-    record, base = registered()[verb], settings_base(verb)
-    if base is None:
-        return _table(record, list(record.model_fields), path)
-    own = settings_apart_from(record, base[1])
-    rest = f"All other settings are those of [`{base[0]}`]({base[0]}.md#settings)."
-    return f"{_table(record, own, path)}\n\n{rest}" if own else rest
+    own, others = own_settings(verb)
+    parts = [_table(registered()[verb], own, path)] if own else []
+    if others:
+        links = " and ".join(f"[`{other}`]({other}.md#settings)" for other in others)
+        parts.append(f"All other settings are those of {links}.")
+    return "\n\n".join(parts)
 
 
 def _record(name: str, path: Path) -> str:
