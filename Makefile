@@ -1,5 +1,6 @@
 # make quickstart   compress the packaged teacher and print the report
 # make test         ruff, mypy, pytest
+# make docs         refresh the generated blocks of docs/
 # make bench        the spine's speed table (needs COLLECTION=path/to/a/beir/folder)
 
 PYTHON ?= python3
@@ -7,7 +8,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 OUT ?= runs/quickstart
 
-.PHONY: quickstart test bench lint clean
+.PHONY: quickstart test bench docs lint clean
 .DELETE_ON_ERROR:
 
 $(VENV)/bin/python:
@@ -32,6 +33,9 @@ lint: $(VENV)/.dev
 
 test: lint
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 --dist loadfile -q
+
+docs: $(VENV)/.dev
+	$(BIN)/python docs/reference_pages.py
 
 bench: $(VENV)/.quickstart
 	@test -n "$(COLLECTION)" || { echo "make bench COLLECTION=path/to/trec-dl-2021"; exit 3; }

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import sys
-import traceback
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import typer
 
 from compressor import __version__
-from compressor.errors import EXIT_BAD_INPUT, EXIT_PASS, EXIT_RUN_FAILED, RankpressError
+from compressor.exits import run_and_leave
 
 app = typer.Typer(
     name="rankpress",
@@ -116,6 +113,36 @@ def gate(
             report, row=row, max_loss=max_loss or [], min_speedup=min_speedup or [],
             min_agreement=min_agreement or [], max_size_mb=max_size_mb, max_score_rmse=max_score_rmse,
         )
+    )  # fmt: skip
+
+
+@app.command()
+def compare(
+    old: Annotated[Path, typer.Argument(metavar="OLD", help="The report.json to compare with.")],
+    new: Annotated[Path, typer.Argument(metavar="NEW", help="The report.json of the same data, measured later.")],
+    row: Annotated[str | None, typer.Option(help="The row to compare; default: every ranker in both.")] = None,
+    max_slowdown: Annotated[
+        float, typer.Option(min=0, help="Allowed growth of the time beside the baseline's: 0.05 is 5 %.")
+    ] = 0.05,
+    max_loss: Annotated[
+        list[str] | None,
+        typer.Option(metavar="MEASURE=LOSS", help="nDCG@10=1% or kendall_tau=0.01; default: 1 % of every measure."),
+    ] = None,
+    baseline: Annotated[str | None, typer.Option(help="The row that times are taken beside.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown, for the summary of a CI job.")] = False,
+) -> None:
+    """Compare two reports: quality paired per query, speed as ratios to a baseline that both have.
+
+    Exit codes: 0 no regression, 1 regression, 2 undecided, 3 bad input, such as reports of different data.
+    """
+    from compressor.commands import compare as judge
+
+    if json and markdown:
+        raise typer.BadParameter("one of --json and --markdown")
+    form: Literal["text", "json", "markdown"] = "json" if json else "markdown" if markdown else "text"
+    raise typer.Exit(
+        judge(old, new, row=row, max_slowdown=max_slowdown, max_loss=max_loss or [], baseline=baseline, form=form)
     )  # fmt: skip
 
 
@@ -241,54 +268,9 @@ def _root(
     pass
 
 
-# Typer exits with 2 on a mistyped flag, which here would say "undecided"; all bad input is 3.
-_UsageError: Any = typer.BadParameter.__base__
-
-_INTERRUPTED, _READER_GONE = 130, 141  # the shell's custom: 128 + SIGINT, 128 + SIGPIPE
-
-
-def _leave_quietly() -> NoReturn:
-    """Leave as other tools do when nobody reads on, as behind ``| head``."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered has somewhere to go
-    sys.exit(_READER_GONE)
-
-
 def main() -> NoReturn:
     """Run the command and leave with its exit code."""
-    try:
-        code = app(standalone_mode=False) or EXIT_PASS
-        if code == _INTERRUPTED:  # Typer makes this of an interrupt, without a word
-            raise KeyboardInterrupt
-        sys.stdout.flush()
-        sys.exit(code)
-    except SystemExit as end:
-        if isinstance(end.__context__, BrokenPipeError):  # Typer makes this exit code 1, here: "gate failed"
-            _leave_quietly()
-        raise
-    except BrokenPipeError:
-        _leave_quietly()
-    except _UsageError as error:
-        print(f"error: command line: {error.format_message()}", file=sys.stderr)
-        sys.exit(EXIT_BAD_INPUT)
-    except RankpressError as error:
-        print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
-        sys.exit(error.exit_code)
-    except (typer.Abort, KeyboardInterrupt):
-        print("interrupted; a compress run continues where it stopped when started again", file=sys.stderr)
-        sys.exit(_INTERRUPTED)
-    except OSError as error:  # a full disk, a folder that vanished, missing rights: nothing of ours to debug
-        place = f"{error.filename}: " if error.filename else ""
-        print(f"error: {place}{error.strerror or error}", file=sys.stderr)
-        sys.exit(EXIT_RUN_FAILED)
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] in ("cli", "compressor"):
-            raise
-        install = "pip install 'rankpress[compress]' (with torch==2.13.0 named first for the CPU build)"
-        print(f"error: this command needs the package {error.name}, which is not installed; {install}", file=sys.stderr)
-        sys.exit(EXIT_BAD_INPUT)
-    except Exception:  # noqa: BLE001 - a defect of ours: show its trace, and not exit code 1: "gate failed"
-        traceback.print_exc()
-        sys.exit(EXIT_RUN_FAILED)
+    run_and_leave(app)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,18 @@
-"""The smaller commands: validate, bench, gate, pack."""
+"""The smaller commands: validate, bench, gate, compare, pack."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import ValidationError
 
 from compressor.baselines import baseline_rows
+from compressor.bench.compare import compare_reports
+from compressor.bench.comparison import Allowed, Side
+from compressor.bench.comparison_text import comparison_json, comparison_markdown, print_comparison
 from compressor.bench.gate import EXIT_CODES, gate_report
 from compressor.bench.gate_flags import gate_settings_from_flags
 from compressor.bench.machine import note_of_other_cpu
@@ -31,6 +34,8 @@ from compressor.runtime.folder import choose_gpu_file, choose_onnx_file, choose_
 from compressor.runtime.packed import Values
 from compressor.runtime.threads import available_threads
 from compressor.storage import check_folder_to_write
+
+ComparisonForm = Literal["text", "json", "markdown"]
 
 
 def validate(recipes: Sequence[Path], overrides: Sequence[str]) -> None:
@@ -102,6 +107,35 @@ def gate(path: Path, *, row: str | None, **limits: Any) -> int:
     verdict = gate_report(report, settings, rows=[row] if row else None)
     print_verdict(verdict)
     return EXIT_CODES[verdict.verdict]
+
+
+def compare(
+    old: Path,
+    new: Path,
+    *,
+    row: str | None,
+    max_slowdown: float,
+    max_loss: Sequence[str],
+    baseline: str | None = None,
+    form: ComparisonForm = "text",
+) -> int:
+    """Compare two reports and print what regressed; return the gate's exit code for it.
+
+    Raises:
+        InputError: a report or a limit is at fault, or they were measured on different data.
+    """
+    margins = gate_settings_from_flags(max_loss=max_loss).max_loss if max_loss else {}
+    try:
+        allowed = Allowed(max_loss=margins, max_slowdown=max_slowdown, baseline=baseline)
+    except ValidationError as error:
+        raise InputError(flag_faults(error, {"max_slowdown": max_slowdown}, Allowed)) from None
+    before, after = (Side(report=read_report(path), source=path) for path in (old, new))
+    found = compare_reports(before, after, allowed, row=row)
+    if form == "text":
+        print_comparison(found)
+    else:
+        print(comparison_json(found) if form == "json" else comparison_markdown(found), end="")
+    return EXIT_CODES[found.verdict]
 
 
 def pack(folder: Path, out: Path, *, values: str, main_only: bool) -> None:

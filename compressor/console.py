@@ -5,8 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 import textwrap
-from types import NoneType, UnionType
-from typing import Any, Literal, TypeGuard, Union, get_args, get_origin, get_type_hints
+from collections.abc import Iterable
 
 from rich import box
 from rich.console import Console
@@ -17,6 +16,7 @@ import compressor.passes  # noqa: F401  # fills the registry
 from compressor.plan import Plan
 from compressor.records import Record
 from compressor.registry import registered
+from compressor.setting_words import default_words, nested_records, settings_apart_from, value_words
 
 
 def say(line: str) -> None:
@@ -54,32 +54,35 @@ def show_passes() -> None:
     """Print every pass with its settings, those of nested records too, and what it says of itself."""
     for verb, cls in sorted(registered().items()):
         print(verb)
-        _show_settings(cls, indent="  ")
+        own, others = own_settings(verb)
+        _show_settings(cls, own, indent="  ")
+        for other, names in others.items():
+            print(f"  as in {other}: {', '.join(names)}")
         print(textwrap.indent(inspect.getdoc(cls) or "", "  "), end="\n\n")
 
 
-def _show_settings(record: type[Record], indent: str) -> None:
-    hints = get_type_hints(record)
-    for name, field in record.model_fields.items():
-        default = "required" if field.is_required() else f"default: {field.get_default()!r}"
-        print(f"{indent}{name}: {_readable(hints[name])}  ({default})")
-        for nested in filter(_is_record, get_args(hints[name])):
-            _show_settings(nested, indent + "  ")
+def own_settings(verb: str) -> tuple[list[str], dict[str, list[str]]]:
+    """Return the settings to tell of a pass, and those to tell of others: verb → what it has just as that one.
+
+    What all trainings have is told of `distill`, what all factorizations have of `factorize`.
+    """
+    from compressor.passes.factorize import FactorSettings
+    from compressor.passes.training_pass import TrainingPass
+
+    record, others = registered()[verb], {}
+    own = list(record.model_fields)
+    for other, kind in (("distill", TrainingPass), ("factorize", FactorSettings)):
+        if issubclass(record, kind) and verb != other:
+            apart = settings_apart_from(record, registered()[other])
+            others[other] = [name for name in own if name not in apart]
+            own = [name for name in own if name in apart]
+    return own, others
 
 
-def _readable(hint: Any) -> str:
-    """Return a type as a recipe's author would say it: ``a list of int or 'every_other' or {layers, n_pairs}``."""
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin in (Union, UnionType):
-        return " or ".join(map(_readable, arguments))
-    if origin is Literal:
-        return " or ".join(map(repr, arguments))
-    if origin is tuple:
-        return f"a list of {_readable(arguments[0])}"
-    if _is_record(hint):
-        return f"{{{', '.join(hint.model_fields)}}}"
-    return "nothing" if hint is NoneType else str(hint.__name__)
-
-
-def _is_record(hint: Any) -> TypeGuard[type[Record]]:
-    return isinstance(hint, type) and issubclass(hint, Record)
+def _show_settings(record: type[Record], names: Iterable[str], indent: str) -> None:
+    for name in names:
+        field = record.model_fields[name]
+        default = default_words(field)
+        print(f"{indent}{name}: {value_words(field)}  ({default if default == 'required' else f'default: {default}'})")
+        for nested in nested_records(field):
+            _show_settings(nested, nested.model_fields, indent + "  ")

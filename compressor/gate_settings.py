@@ -67,6 +67,9 @@ def _margin_text(value: str | float) -> str | float:
     return value
 
 
+Margins = dict[MeasureName, Annotated[str | float, AfterValidator(_margin_text)]]
+
+
 class BenchSettings(Record):
     """How rows are measured.
 
@@ -119,7 +122,7 @@ class GateSettings(Record):
         min_queries: fewer queries than this never decide anything.
     """
 
-    max_loss: dict[MeasureName, Annotated[str | float, AfterValidator(_margin_text)]] = Field(default_factory=dict)
+    max_loss: Margins = Field(default_factory=dict)
     min_speedup: dict[str, PositiveFloat] = Field(default_factory=dict)
     max_size_mb: PositiveFloat | None = None
     min_agreement: dict[Agreement, Annotated[float, Field(gt=0, le=1)]] = Field(default_factory=dict)

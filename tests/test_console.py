@@ -54,8 +54,9 @@ def test_the_catalogue_shows_every_setting_in_words(capsys):
     for verb, cls in registered().items():
         assert f"\n{verb}\n" in f"\n{text}"
         assert all(f"  {name}: " in text for name in cls.model_fields)
-    assert "keep: a list of int or 'every_other' or {layers, n_pairs}  (required)" in text
-    assert "    n_pairs: int  (default: 256)" in text, "settings of nested records are shown too"
+    assert "keep: list of whole numbers from 0 or 'every_other' or {layers, n_pairs}  (required)" in text
+    assert "    n_pairs: whole number from 1  (default: 256)" in text, "settings of nested records are shown too"
+    assert "  as in distill: epochs, max_pairs, " in text, "what all trainings have is told once"
     assert "scheme: 'int8_dynamic' or 'int8_static' or 'int8_blocks'" in text
     for noise in ("typing", "compressor.", "Annotated", "NoneType"):
         assert noise not in text

@@ -18,8 +18,8 @@ from compressor.bench.significance import Claim, Decision, decide
 from compressor.errors import EXIT_GATE_FAILED, EXIT_PASS, EXIT_UNDECIDED, Fault, InputError, suggest
 from compressor.gate_settings import GateSettings, parse_margin
 
-_FIGURE_NAMES = {"kendall_tau": "Kendall's τ", "overlap@10": "top-10 overlap"}
-_FEWEST_TIMED_QUERIES = 5  # below that, no order statistic bounds a median with 95 % confidence
+FIGURE_NAMES = {"kendall_tau": "Kendall's τ", "overlap@10": "top-10 overlap"}
+FEWEST_TIMED_QUERIES = 5  # below that, no order statistic bounds a median with 95 % confidence
 
 EXIT_CODES: dict[Verdict3, int] = {"pass": EXIT_PASS, "fail": EXIT_GATE_FAILED, "undecided": EXIT_UNDECIDED}
 
@@ -42,11 +42,27 @@ def gate_report(report: Report, settings: GateSettings, *, rows: Sequence[str] |
     chosen = _chosen_rows(report, rows)
     _check_settings(report, settings)
     checks = [check for row in chosen for check in _row_checks(report, row, settings)]
+    verdict, counts = overall(checks)
+    return Verdict(verdict=verdict, checks=checks, settings=settings, sentence=f"{verdict}: {counts}.")
+
+
+def overall(checks: Sequence[Check]) -> tuple[Verdict3, str]:
+    """Return pass if all checks pass, fail if any fails, else undecided; and how many do which, in words."""
     verdicts = [check.verdict for check in checks]
     verdict: Verdict3 = "fail" if "fail" in verdicts else "undecided" if "undecided" in verdicts else "pass"
     counts = ", ".join(f"{verdicts.count(one)} {one}" for one in ("pass", "fail", "undecided") if one in verdicts)
-    sentence = f"{verdict}: {len(checks)} check{'s' * (len(checks) != 1)} ({counts})."
-    return Verdict(verdict=verdict, checks=checks, settings=settings, sentence=sentence)
+    return verdict, f"{len(checks)} check{'s' * (len(checks) != 1)} ({counts})"
+
+
+def speed_verdict(low: float, high: float, limit: float, n_queries: int) -> Verdict3:
+    """Hold the interval of a ratio of times against the limit that it is to reach.
+
+    Args:
+        n_queries: timed queries behind it; too few of them never decide.
+    """
+    if n_queries < FEWEST_TIMED_QUERIES:
+        return "undecided"
+    return "pass" if low >= limit else "fail" if high < limit else "undecided"
 
 
 def _chosen_rows(report: Report, names: Sequence[str] | None) -> list[Row]:
@@ -102,7 +118,7 @@ def _row_checks(report: Report, row: Row, settings: GateSettings) -> list[Check]
     decisions = decide(
         [one.claim for one in asked], confidence=settings.confidence, min_queries=settings.min_queries
     )  # fmt: skip
-    checks = [_quality_check(row, *pair, settings) for pair in zip(asked, decisions, strict=True)]
+    checks = [quality_check(row, *pair, settings) for pair in zip(asked, decisions, strict=True)]
     checks += [
         _speed_check(row, baseline, limit, place)
         for baseline, limit in settings.min_speedup.items() if baseline != row.name
@@ -114,8 +130,8 @@ def _row_checks(report: Report, row: Row, settings: GateSettings) -> list[Check]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Asked:
-    """A claim about a mean, and how to speak about it.
+class Asked:
+    """A claim about a mean over queries, and how to speak about it.
 
     Attributes:
         sign: −1 where the claim is about minus the reported value, so that the value must stay below its limit.
@@ -138,7 +154,7 @@ class _Asked:
         return math.sqrt(max(0.0, value)) if self.is_square else value + 0.0
 
 
-def _claims(report: Report, row: Row, settings: GateSettings) -> list[_Asked]:
+def _claims(report: Report, row: Row, settings: GateSettings) -> list[Asked]:
     asked = []
     for data, summary in report.data.items():
         if summary.judged_ids:
@@ -148,34 +164,35 @@ def _claims(report: Report, row: Row, settings: GateSettings) -> list[_Asked]:
         figures = row.agreement[data]
         for figure, limit in settings.min_agreement.items():
             claim = Claim(values=np.array(figures[figure].per_query), limit=limit, or_equal=True, highest=1.0)
-            name = f"{_FIGURE_NAMES[figure]} with the teacher on {data}"
-            asked.append(_Asked(name=name, kind="agreement", claim=claim, limit=limit))
+            name = f"{FIGURE_NAMES[figure]} with the teacher on {data}"
+            asked.append(Asked(name=name, kind="agreement", claim=claim, limit=limit))
         if settings.max_score_rmse is not None:
             asked.append(_score_error(figures["score_rmse"].per_query, data, settings.max_score_rmse))
     return asked
 
 
-def _score_error(squares: Sequence[float], data: str, limit: float) -> _Asked:
+def _score_error(squares: Sequence[float], data: str, limit: float) -> Asked:
     claim = Claim(values=-np.array(squares), limit=-(limit**2), or_equal=True)
-    return _Asked(
+    return Asked(
         name=f"score difference (RMSE) on {data}", kind="score_rmse", claim=claim, limit=limit, unit="logits",
         sign=-1, is_square=True,
     )  # fmt: skip
 
 
-def _loss(report: Report, row: Row, data: str, measure: str, margin_text: str | float) -> _Asked:
+def _loss(report: Report, row: Row, data: str, measure: str, margin_text: str | float) -> Asked:
     values, reference = row.quality[data][measure], report.row(report.teacher).quality[data][measure]
     margin = parse_margin(margin_text)
     limit = margin.absolute(reference.mean)
     share = f" ({margin_text} of the teacher's {reference.mean:.4f})" if margin.of_teacher else ""
     difference = np.array(values.per_query) - np.array(reference.per_query)
-    return _Asked(
+    return Asked(
         name=f"{measure} loss on {data}", kind="loss", claim=Claim(values=difference, limit=-limit), limit=limit,
         unit=measure, sign=-1, allowed=f"{limit:.4f}{share}",
     )  # fmt: skip
 
 
-def _quality_check(row: Row, asked: _Asked, found: Decision, settings: GateSettings) -> Check:
+def quality_check(row: Row, asked: Asked, found: Decision, settings: GateSettings) -> Check:
+    """Put a decided claim into a sentence with its value, bound, limit and, where undecided, the queries needed."""
     value = asked.reported(found.mean)
     failed = found.verdict == "fail"
     level, mean_bound = (found.level_upper, found.upper) if failed else (found.level_lower, found.lower)
@@ -205,17 +222,16 @@ def _speed_check(row: Row, baseline: str, limit: float, place: int) -> Check:
     latency = row.latency[place]
     ratio, (low, high) = latency.speedup[baseline], latency.speedup_interval[baseline]
     n = len(latency.samples_ms[0])
-    verdict: Verdict3 = "pass" if low >= limit else "fail" if high < limit else "undecided"
+    verdict = speed_verdict(low, high, limit, n)
     rest = f", interval {low:.2f} to {high:.2f}; asked for is at least {limit:g}"
-    if n < _FEWEST_TIMED_QUERIES:
-        verdict = "undecided"
-        rest = f", but {n} timed queries are too few to bound it ({_FEWEST_TIMED_QUERIES} needed)"
+    if n < FEWEST_TIMED_QUERIES:
+        rest = f", but {n} timed queries are too few to bound it ({FEWEST_TIMED_QUERIES} needed)"
     elif verdict == "undecided":
         rest += "; more rounds or queries, or a quieter machine, would decide"
     name = f"speed-up over {baseline}, {latency.threads} thread{'s' * (latency.threads != 1)}"
     return Check(
         name=name, row=row.name, kind="speedup", verdict=verdict, value=ratio, limit=limit, unit="×",
-        bound=high if verdict == "fail" else low, level=0.05, n=n, n_needed=_FEWEST_TIMED_QUERIES if n < 5 else None,
+        bound=high if verdict == "fail" else low, level=0.05, n=n, n_needed=FEWEST_TIMED_QUERIES if n < 5 else None,
         sentence=f"{row.name}: {name} is {ratio:.2f}×{rest}.",
     )  # fmt: skip
 

@@ -19,6 +19,7 @@ import numpy as np
 from compressor.bench.machine import cpu_seconds
 from compressor.bench.rows import RowSpec
 from compressor.bench.schema import Latency
+from compressor.bench.speed_ratios import speedup
 from compressor.bench.worker_process import WorkerProcess
 from compressor.bench.workload import TimedQuery
 from compressor.gate_settings import BenchSettings
@@ -26,8 +27,6 @@ from compressor.progress import progress
 
 # Thread pools may spin on for some milliseconds after their work; the next row must not pay for it.
 _SETTLE_S = 0.02
-_INTERVAL_RESAMPLES = 2_000
-_INTERVAL_LEVEL = 0.05
 _FEWEST_ROUNDS, _FEWEST_QUERIES = 2, 5
 
 
@@ -205,32 +204,6 @@ def _warm_up(workers: Sequence[WorkerProcess], queries: Sequence[TimedQuery]) ->
                 advance()
             turn_s = time.perf_counter() - start
     return turn_s
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Speedup:
-    """How many times as fast: a median of paired ratios, each end of the interval a one-sided 95 % bound."""
-
-    ratio: float
-    low: float
-    high: float
-
-
-def speedup(baseline_s: np.ndarray, row_s: np.ndarray, *, seed: int = 0) -> Speedup:
-    """Compare two rows' times, float64 [rounds, queries], taken in the same turns.
-
-    The speed-up is the median over all turns of baseline time / row time. A ratio of total times would let one long
-    query, or one hiccup of the machine, speak for all. The interval resamples queries, and rounds within each: turns
-    of one query resemble each other, and more rounds do not make more queries.
-    """
-    ratios = baseline_s / row_s
-    n_rounds, n_queries = ratios.shape
-    rng = np.random.default_rng(seed)
-    chosen = rng.integers(0, n_queries, (_INTERVAL_RESAMPLES, n_queries, 1))
-    turns = rng.integers(0, n_rounds, (_INTERVAL_RESAMPLES, n_queries, n_rounds))
-    medians = np.median(ratios[turns, chosen].reshape(_INTERVAL_RESAMPLES, -1), axis=1)
-    low, high = np.quantile(medians, [_INTERVAL_LEVEL, 1 - _INTERVAL_LEVEL])
-    return Speedup(ratio=float(np.median(ratios)), low=float(low), high=float(high))
 
 
 def latency_figures(timing: Timing, row: str, references: Sequence[str], n_pairs: np.ndarray) -> Latency:

@@ -19,10 +19,10 @@ from compressor.bench.figures import (
     shown_ratio,
     shown_share,
 )  # fmt: skip
-from compressor.bench.schema import Report, Row, Verdict, Verdict3
+from compressor.bench.schema import Check, Report, Row, Verdict, Verdict3
 from compressor.bench.sparkline import training_line
 
-_COLORS: dict[Verdict3, str] = {"pass": "green", "fail": "red", "undecided": "yellow"}
+COLORS: dict[Verdict3, str] = {"pass": "green", "fail": "red", "undecided": "yellow"}
 _WIDE = 1000  # columns: wider than any table
 _LONG = 8  # characters of a measure's name that stand in one line
 _MARKS: dict[Verdict3, str] = {"pass": "✓", "fail": "✗", "undecided": "?"}
@@ -55,11 +55,16 @@ def print_report(report: Report, console: Console | None = None) -> None:
 def print_verdict(verdict: Verdict, console: Console | None = None) -> None:
     """Print every check as a sentence, then the verdict."""
     console = console or Console()
-    for check in verdict.checks:
-        color, mark = _COLORS[check.verdict], _MARKS[check.verdict]
-        console.print(f"[{color}]{mark}[/{color}] {escape(check.sentence)}", highlight=False, soft_wrap=True)
-    color = _COLORS[verdict.verdict]
+    print_checks(verdict.checks, console)
+    color = COLORS[verdict.verdict]
     console.print(f"[bold {color}]Gate: {escape(verdict.sentence)}[/bold {color}]", highlight=False, soft_wrap=True)
+
+
+def print_checks(checks: Sequence[Check], console: Console) -> None:
+    """Print every check as a sentence behind its mark."""
+    for check in checks:
+        color, mark = COLORS[check.verdict], _MARKS[check.verdict]
+        console.print(f"[{color}]{mark}[/{color}] {escape(check.sentence)}", highlight=False, soft_wrap=True)
 
 
 def _measures_that_fit(report: Report, data: str, console: Console) -> list[tuple[str, ...]]:

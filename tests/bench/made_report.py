@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from compressor.bench.latency import speedup
 from compressor.bench.schema import (
     Agreed,
     BatchSensitivity,
@@ -19,6 +18,7 @@ from compressor.bench.schema import (
     Row,
     Workload,
 )  # fmt: skip
+from compressor.bench.speed_ratios import speedup
 from compressor.gate_settings import BenchSettings
 
 DATA = "hand/test"

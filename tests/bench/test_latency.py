@@ -5,7 +5,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from compressor.bench.latency import RowTimes, Timing, latency_figures, measure_latency, plan_rounds, speedup
+from compressor.bench.latency import RowTimes, Timing, latency_figures, measure_latency, plan_rounds
+from compressor.bench.speed_ratios import speedup
 from compressor.bench.worker_process import WorkerProcess
 from compressor.bench.workload import choose_workload
 from compressor.errors import RunError
