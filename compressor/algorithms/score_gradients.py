@@ -136,10 +136,22 @@ def rank_centered(
         ``[n, d]`` and weights ``[n]`` that add up to 1.
     """
     group, n_queries = numbered(queries)
-    shares = torch.ones(len(values))
+    shares = shares_in_lists(scores, group, n_queries, temperature)
+    means = torch.zeros(n_queries, values.shape[1]).index_add_(0, group, shares[:, None] * values)
+    return values - means[group], shares / n_queries
+
+
+def shares_in_lists(scores: Tensor, group: Tensor, n_queries: int, temperature: float | None = None) -> Tensor:
+    """Return how much each candidate counts in its list, ``[n]``, 1 for each list: alike, or by a softmax of scores.
+
+    Args:
+        scores: ``[n]``.
+        group: the number of each candidate's list, int64 ``[n]``.
+        n_queries: how many lists there are.
+        temperature: of the softmax.
+    """
+    shares = torch.ones(len(scores))
     if temperature is not None:
         highest = torch.full((n_queries,), -torch.inf).scatter_reduce(0, group, scores, "amax")
         shares = ((scores - highest[group]) / temperature).exp()
-    shares = shares / torch.zeros(n_queries).index_add_(0, group, shares)[group]
-    means = torch.zeros(n_queries, values.shape[1]).index_add_(0, group, shares[:, None] * values)
-    return values - means[group], shares / n_queries
+    return shares / torch.zeros(n_queries).index_add_(0, group, shares)[group]

@@ -26,11 +26,12 @@ class DiagonalCurvature:
     """The diagonal of the Fisher information of a matrix, ``[outputs, inputs]``."""
 
     def __init__(self, shape: tuple[int, int]) -> None:
+        self.shape = shape
         self.squares = torch.zeros(shape)
 
     def add(self, gradients: Tensor, shares: Tensor) -> None:
-        """Add gradients ``[n, outputs, inputs]`` with weights ``[n]``."""
-        self.squares += torch.einsum("noi,n->oi", gradients.square(), shares)
+        """Add gradients ``[n, outputs, inputs]`` with weights ``[n]``; they are overwritten."""
+        self.squares += (shares @ gradients.square_().flatten(1)).view(self.shape)
 
     def damped(self, damping: float) -> Tensor:
         """Return the diagonal with a share of its mean added."""
@@ -53,8 +54,9 @@ class BlockCurvature:
         self.blocks = torch.zeros(-(-math.prod(shape) // size), size, size)
 
     def add(self, gradients: Tensor, shares: Tensor) -> None:
-        """Add gradients ``[n, outputs, inputs]`` with weights ``[n]``."""
-        scaled = self._in_blocks(gradients.flatten(1) * shares.sqrt()[:, None]).transpose(0, 1)  # [blocks, n, size]
+        """Add gradients ``[n, outputs, inputs]`` with weights ``[n]``; they are overwritten."""
+        gradients *= shares.sqrt()[:, None, None]
+        scaled = self._in_blocks(gradients.flatten(1)).transpose(0, 1)  # [blocks, n, size]
         self.blocks.baddbmm_(scaled.transpose(1, 2), scaled)
 
     def losses(self, weight: Tensor, pattern: SparsityPattern) -> Tensor:

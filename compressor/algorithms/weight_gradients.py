@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from compressor.algorithms.calibration import CalibrationBatch, calibration_batches, run_layers
-from compressor.algorithms.score_gradients import rank_centered
+from compressor.algorithms.score_gradients import shares_in_lists
 from compressor.memory import memory_bytes
 from compressor.progress import progress
 from compressor.ranker.encoder import Encoder
@@ -21,8 +21,10 @@ from compressor.ranker.ranker import Ranker
 class Curvature(Protocol):
     """What gradients are summed up in."""
 
+    shape: tuple[int, int]
+
     def add(self, gradients: Tensor, shares: Tensor) -> None:
-        """Add gradients ``[n, outputs, inputs]`` with weights ``[n]``."""
+        """Add gradients ``[n, outputs, inputs]`` with weights ``[n]``; they may be overwritten."""
 
 
 C = TypeVar("C", bound=Curvature)
@@ -60,12 +62,14 @@ def measured_curvatures(
     chunks = [_Chunk(ranker, lists) for lists in _in_chunks(list(by_query.values()))]
     module = ranker.module
     groups = list(_layer_groups(ranker, names, bytes_per_weight, max(chunk.n_tokens for chunk in chunks)))
+    largest = max(ranker.weights[f"{name}.weight"].numel() for name in names)
+    room = torch.empty(max(chunk.n_pairs for chunk in chunks) * largest)
     with progress("Measuring curvature", len(groups) * len(pairs)) as advance:
         for layers, own in groups:
             sums = {name: make(tuple(ranker.weights[f"{name}.weight"].shape)) for name in own}  # type: ignore[arg-type]
             for chunk in chunks:
                 if own:
-                    _add_chunk(module, chunk, layers[0], sums, temperature, len(by_query))
+                    _add_chunk(module, chunk, layers[0], sums, temperature, len(by_query), room)
                 chunk.run(module, layers)
                 advance(chunk.n_pairs)
             if own:
@@ -127,17 +131,31 @@ def _layer_groups(
 
 
 def _add_chunk(
-    module: Encoder, chunk: _Chunk, first: int, sums: dict[str, C], temperature: float | None, n_lists: int
+    module: Encoder,
+    chunk: _Chunk,
+    first: int,
+    sums: dict[str, C],
+    temperature: float | None,
+    n_lists: int,
+    room: Tensor,
 ) -> None:
-    """Add the gradients of some queries' candidates."""
+    """Add the gradients of some queries' candidates, which are formed in ``room``, in place: they are large."""
     names = list(sums)
     found = [(number, *_outer_parts(module, batch, values, first, names)) for number, batch, values in chunk.batches()]
     scores = torch.cat([one for _, one, _ in found])
-    queries = [str(number) for number, one, _ in found for _ in one]
+    group = torch.tensor([number for number, one, _ in found for _ in one])
+    shares = shares_in_lists(scores, group, len(chunk.lists), temperature)
     for name, total in sums.items():
-        each = torch.cat([_of_candidates(*parts[name]) for _, _, parts in found])  # [n, outputs, inputs]
-        centered, shares = rank_centered(each.flatten(1), scores, queries, temperature)
-        total.add(centered.view_as(each), shares * (len(chunk.lists) / n_lists))
+        each = room[: len(scores) * math.prod(total.shape)].view(len(scores), *total.shape)
+        parts = (one for _, _, parts in found for one in _of_candidates(*parts[name]))
+        for place, (read, gradient) in zip(each, parts, strict=True):
+            torch.mm(gradient.T, read, out=place)
+        for number in range(len(chunk.lists)):
+            (own,) = (group == number).nonzero(as_tuple=True)
+            begin, end = int(own[0]), int(own[-1]) + 1  # a list's candidates stand together
+            flat = each[begin:end].flatten(1)
+            flat -= shares[begin:end] @ flat
+        total.add(each, shares / n_lists)
 
 
 _Parts = tuple[Tensor, Tensor, list[int]]
@@ -164,10 +182,9 @@ def _outer_parts(
     return logits.detach()[:, 0], parts
 
 
-def _of_candidates(read: Tensor, gradient: Tensor, counts: list[int]) -> Tensor:
-    """Return the gradient of the weight for each row, ``[n, outputs, inputs]``."""
-    rows = zip(read.split(counts), gradient.split(counts), strict=True)
-    return torch.stack([theirs.T @ own for own, theirs in rows])
+def _of_candidates(read: Tensor, gradient: Tensor, counts: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Return what the linear reads of each candidate, ``[t, inputs]``, and the gradient of what it writes."""
+    return zip(read.split(counts), gradient.split(counts), strict=True)
 
 
 @contextmanager

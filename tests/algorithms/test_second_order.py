@@ -26,7 +26,7 @@ def drawn(shape, n_samples=40, size=6, damping=1e-3, seed=0):
     gradients = (torch.randn(n_samples, shape[0] * shape[1], generator=draw) @ mixed).view(n_samples, *shape)
     curvature = BlockCurvature(shape, size, damping)
     for part in gradients.split(7):  # samples come in lists
-        curvature.add(part, torch.full((len(part),), 1 / n_samples))
+        curvature.add(part.clone(), torch.full((len(part),), 1 / n_samples))
     return torch.randn(shape, generator=draw), gradients, curvature
 
 
@@ -65,7 +65,7 @@ def test_six_weights_are_pruned_as_by_brute_force():
 def test_two_of_four_are_the_best_two():
     weight, gradients, _ = drawn((3, 4), size=4)
     curvature = BlockCurvature((3, 4), 4, 1e-3)
-    curvature.add(gradients, torch.full((len(gradients),), 1 / len(gradients)))
+    curvature.add(gradients.clone(), torch.full((len(gradients),), 1 / len(gradients)))
     kept = curvature.best_of_groups(weight, HALF)
     mean = np.mean([np.diag(dense_of(gradients[:, row : row + 1], 0)) for row in range(3)])
     for row in range(3):
@@ -138,7 +138,7 @@ def test_gradients_are_those_of_each_candidate_less_its_list(name, memory, monke
 
     class Squares:
         def __init__(self, shape):
-            self.total = torch.zeros(shape)
+            self.shape, self.total = shape, torch.zeros(shape)
 
         def add(self, gradients, shares):
             self.total += (gradients.square() * shares[:, None, None]).sum(dim=0)
