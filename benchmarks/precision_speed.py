@@ -23,22 +23,20 @@ Folders and scores that are there already are used again.
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import get_args
 
-import numpy as np
+from peer_folders import peer_rows
+from speed_tables import speed_table
 
 from compressor.baselines import baseline_rows
-from compressor.bench.figures import ABSENT, shown_mb, shown_rate, shown_signed
 from compressor.bench.report import write_report
 from compressor.bench.rows import RowSpec
 from compressor.bench.run import run_bench
-from compressor.bench.schema import Report, Row
+from compressor.bench.schema import Report
 from compressor.bench.targets import present_targets, rows_on_targets
 from compressor.bench.terminal import print_report
 from compressor.commands import data_reference
@@ -48,24 +46,19 @@ from compressor.errors import RankpressError
 from compressor.export import export_folder
 from compressor.families import load_teacher
 from compressor.gate_settings import STOCK_ONNX, BenchSettings, Target
-from compressor.measured_card import conditions
 from compressor.passes.contract import Pass
 from compressor.passes.prune_widths import PruneWidths
 from compressor.passes.quantize import Quantize
 from compressor.pipeline import make_stages, run_passes
 from compressor.ranker.ranker import Ranker
-from compressor.ranker.tokenizer_files import TOKENIZER_FILES
 from compressor.recipe import DataSection, Recipe
-from compressor.runtime.batching import padded
 from compressor.runtime.folder import MANIFEST, PORTABLE_FILE
-from compressor.runtime.tokenizer import PairTokenizer
-from compressor.storage import read_json, whole_folder, write_whole
+from compressor.storage import read_json, write_whole
 
 MEASURE = "nDCG@10"
 TEACHER, CUT, FP32 = "rankpress", "cut", "fp32"
 REFERENCE = f"{TEACHER}_{FP32}"
 SCHEMES = ("int8_dynamic", "int8_static", "int8_blocks", "int4_blocks")
-NNCF_FILE = "openvino/openvino_model.xml"
 SEED = 12
 
 
@@ -78,7 +71,7 @@ def main() -> int:
         print(error, file=sys.stderr)
         return error.exit_code
     write_report(report, arguments.out)
-    text = markdown(report)
+    text = speed_table(report, "Precisions side by side", REFERENCE)
     write_whole(arguments.out / "precision_speed.md", text)
     print_report(report)
     print(text)
@@ -96,7 +89,7 @@ def measure(arguments: argparse.Namespace) -> Report:
     baselines = baseline_rows(place / "baselines", teacher, say)
     stock = next(row for row in baselines if row.name == STOCK_ONNX)
     pairs = calibration.texts(calibration.sample_pairs(arguments.calibration_pairs, SEED))
-    peers, more = _peers(stock, place, pairs, targets)
+    peers, more = peer_rows(stock, place, pairs, targets)
     written = list(
         _written(teacher, calibration, place, pairs, with_portable="openvino" in targets, with_cut=not arguments.no_cut)
     )
@@ -113,64 +106,6 @@ def measure(arguments: argparse.Namespace) -> Report:
         rows, [data], settings, teacher=STOCK_ONNX, cache=arguments.out / "scores", title="precision_speed",
         notes=[*notes, *more],
     )  # fmt: skip
-
-
-def _peers(
-    stock: RowSpec, place: Path, pairs: Sequence[tuple[str, str]], targets: Sequence[Target]
-) -> tuple[list[RowSpec], list[str]]:
-    """Return what other toolkits make of the stock export, and a note on each that is not installed."""
-    rows = [RowSpec(name="stock_ort_int8", folder=_made(stock, place / "ort_int8", _quantize_dynamic))]
-    if "openvino" not in targets:
-        return rows, ["stock_nncf_int8 was left out: it runs in OpenVINO."]
-    if importlib.util.find_spec("nncf") is None:
-        return rows, ["stock_nncf_int8 was left out: the package nncf is not installed: pip install nncf."]
-
-    def quantize(source: Path, folder: Path) -> None:
-        _quantize_by_nncf(source, folder, pairs)
-
-    folder = _made(stock, place / f"nncf_int8_{len(pairs)}", quantize)
-    return [*rows, RowSpec(name="stock_nncf_int8 @ openvino", engine="openvino", folder=folder, file=NNCF_FILE)], []
-
-
-def _made(stock: RowSpec, folder: Path, make: Callable[[Path, Path], None]) -> Path:
-    """Return a peer's folder; ``make(source, folder)`` writes its graph the first time."""
-    if not folder.is_dir():
-        say(f"making {folder.name}")
-        with whole_folder(folder) as partial:
-            for name in (*TOKENIZER_FILES, "config.json"):
-                if (stock.folder / name).is_file():
-                    (partial / name).write_bytes((stock.folder / name).read_bytes())
-            make(stock.folder / "onnx" / "model.onnx", partial)
-    return folder
-
-
-def _quantize_dynamic(source: Path, folder: Path) -> None:
-    from onnxruntime.quantization import quantize_dynamic
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    (folder / "onnx").mkdir()
-    prepared = folder / "prepared.onnx"
-    quant_pre_process(source, prepared, skip_symbolic_shape=True)  # which gives up on torch's export
-    quantize_dynamic(prepared, folder / "onnx" / "model.onnx")
-    prepared.unlink()
-
-
-def _quantize_by_nncf(source: Path, folder: Path, pairs: Sequence[tuple[str, str]]) -> None:
-    os.environ.setdefault("NNCF_CI", "1")  # it sends telemetry otherwise
-    import nncf
-    import openvino
-
-    tokenizer = PairTokenizer.from_folder(folder)
-    encoded = tokenizer.encode_pairs(pairs)
-    model = openvino.Core().read_model(source)
-    names = [port.get_any_name() for port in model.inputs]
-    feeds = [padded(encoded, np.array([row]), tokenizer.pad_id) for row in range(len(pairs))]
-    quantized = nncf.quantize(
-        model, nncf.Dataset([{name: feed[name] for name in names} for feed in feeds]),
-        model_type=nncf.ModelType.TRANSFORMER, subset_size=len(pairs),
-    )  # fmt: skip
-    (folder / NNCF_FILE).parent.mkdir()
-    openvino.save_model(quantized, folder / NNCF_FILE)  # what is not int8 is stored in fp16: its default
 
 
 def _written(
@@ -210,43 +145,6 @@ def _exported(ranker: Ranker, folder: Path, pairs: Sequence[tuple[str, str]], wi
         )
         say("\n".join(f"{folder.name}: {parity.summary}" for parity in found.parity))
     return folder
-
-
-def markdown(report: Report) -> str:
-    """Return the table, with its conditions above and notes below."""
-    heads = [
-        "ranker", "pairs/s", f"× {REFERENCE}", "MB", f"{MEASURE}, loss (at most)", "Kendall's τ",
-        "a pair's score moves with its batch by",
-    ]  # fmt: skip
-    lines = [heads, ["---"] * len(heads), *(_cells(row) for row in report.rows)]
-    table = ["| " + " | ".join(line) + " |" for line in lines]
-    explained = (
-        "In brackets behind a ratio are its one-sided 95 % bounds. The last column is the largest shift of a short "
-        "pair's score between alone and beside long ones, in logits and as a share of the scores' standard deviation."
-    )
-    notes = [f"- {note}" for note in report.notes]
-    return "\n".join(["# Precisions side by side", "", conditions(report), explained, "", *table, "", *notes, ""])
-
-
-def _cells(row: Row) -> list[str]:
-    latency, shift = row.latency[0], row.batch_sensitivity
-    quality = next(iter(row.quality.values()), {}).get(MEASURE)
-    agreement = next(iter(row.agreement.values()), {}).get("kendall_tau")
-    speed = ABSENT
-    if REFERENCE in latency.speedup:
-        low, high = latency.speedup_interval[REFERENCE]
-        speed = f"{latency.speedup[REFERENCE]:.2f} ({low:.2f}–{high:.2f})"
-    share = f" ({100 * shift.max_shift_share:.2g} %)" if shift and shift.max_shift_share is not None else ""
-    lost = quality and quality.loss is not None
-    return [
-        row.name,
-        shown_rate(latency.pairs_per_s),
-        speed,
-        shown_mb(row.size_bytes),
-        f"{shown_signed(quality.loss)} ({shown_signed(quality.loss_bound)})" if quality and lost else ABSENT,
-        f"{agreement.mean:.3f}" if agreement else ABSENT,
-        f"{shift.max_shift:.2g}{share}" if shift else ABSENT,
-    ]
 
 
 def _arguments() -> argparse.Namespace:

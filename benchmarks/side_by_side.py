@@ -74,12 +74,20 @@ def measure(prepared: Mapping[str, Prepared], arguments: argparse.Namespace) -> 
         rows += [row for row in stock if row.name == STOCK_ONNX]
     rows += [exported(name, run_variant(name, one)) for name, one in prepared.items()]
     settings = first.recipe.bench.model_copy(update={"threads": tuple(arguments.threads)})
-    return [_report(rows, data, settings, out, arguments.study.stem) for data in first.desk.tests]
+    return [
+        measured(
+            rows, data, settings, out / slug(data.name), out / "scores", f"{arguments.study.stem}: {data.name}",
+            teacher=TEACHER,
+        )
+        for data in first.desk.tests
+    ]  # fmt: skip
 
 
-def _report(rows: Sequence[RowSpec], data: RankingData, settings: BenchSettings, out: Path, study: str) -> Report:
-    """Measure all rows on one collection, or read what an earlier start measured of the same."""
-    folder = out / slug(data.name)
+def measured(
+    rows: Sequence[RowSpec], data: RankingData, settings: BenchSettings, folder: Path, cache: Path, title: str, *,
+    teacher: str, notes: Sequence[str] = (),
+) -> Report:  # fmt: skip
+    """Measure all rows on one collection, or read what an earlier start measured of the same into the folder."""
     if (folder / REPORT_JSON).is_file():
         stored = read_report(folder)
         same_rows = [(row.name, row.fingerprint) for row in stored.rows] == [
@@ -87,10 +95,9 @@ def _report(rows: Sequence[RowSpec], data: RankingData, settings: BenchSettings,
         ]
         same_data = [one.fingerprint for one in stored.data.values()] == [data.fingerprint]
         if same_rows and same_data and stored.settings == settings:
-            say(f"{data.name}: was measured")
+            say(f"{title}: was measured")
             return stored
-    title = f"{study}: {data.name}"
-    report = run_bench(rows, [data], settings, teacher=TEACHER, cache=out / "scores", title=title)
+    report = run_bench(rows, [data], settings, teacher=teacher, cache=cache, title=title, notes=notes)
     write_report(report, folder)
     return report
 

@@ -21,17 +21,29 @@ from compressor.storage import write_whole
 TEACHER = "teacher"  # no variant may be called so
 
 
+def read_file(path: Path) -> dict[str, Any]:
+    """Read a study's file.
+
+    Raises:
+        InputError: there is none, or it holds no settings.
+    """
+    try:
+        study = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise InputError(Fault(source=path, found=f"no study ({error})", allowed="a recipe with variants")) from None
+    if not isinstance(study, dict):
+        raise InputError(Fault(source=path, found="no settings", allowed="a recipe with variants"))
+    return study
+
+
 def read_study(path: Path) -> dict[str, Any]:
     """Read a study.
 
     Raises:
         InputError: it is none, or has no variants, one called ``teacher``, or a series of variants that it has not.
     """
-    try:
-        study = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise InputError(Fault(source=path, found=f"no study ({error})", allowed="a recipe with variants")) from None
-    if not isinstance(study, dict) or not isinstance(study.get("variants"), dict) or not study["variants"]:
+    study = read_file(path)
+    if not isinstance(study.get("variants"), dict) or not study["variants"]:
         raise InputError(Fault(source=path, where="variants", found="none", allowed="lists of passes by name"))
     if TEACHER in study["variants"]:
         raise InputError(Fault(source=path, where="variants", found=TEACHER, allowed="names but that of the reference"))

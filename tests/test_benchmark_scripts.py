@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from pathlib import Path
 
+import peers
 import pytest
 from long_documents import joined, write
 from variants import prepare_variants, read_study
@@ -64,3 +67,13 @@ def test_variants_share_the_folder_of_their_stages_and_leave_no_recipe_behind(tm
     assert [one.out.name for one in prepared.values()] == ["one", "two"]
     assert prepared["one"].desk is prepared["two"].desk, "what takes minutes to load is loaded once"
     assert [entry.name for entry in tmp_path.iterdir()] == ["study.yaml"]
+
+
+@pytest.mark.parametrize(("folders", "found"), [("{}", "none"), ("{mine: nowhere}", "no folder .*nowhere")])
+def test_peers_want_folders_that_are_there(tmp_path: Path, folders: str, found: str, monkeypatch, capsys) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(f"{STUDY.split('variants:')[0]}folders: {folders}\n")
+    monkeypatch.setattr(sys, "argv", ["peers.py", str(path), "--out", str(tmp_path / "out")])
+    assert peers.main() == 3
+    assert re.search(rf"study.yaml: folders: found {found}; allowed: exported rankers by name", capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()

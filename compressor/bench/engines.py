@@ -66,6 +66,10 @@ def open_engine(request: dict[str, Any]) -> Engine:
             return OpenVinoEngine(folder, request["file"], threads, precision="bf16")
         case "onnx_cuda":
             return GpuEngine(folder, request["file"], threads, target="cuda")
+        case "sentence_transformers" | "sentence_transformers_bf16" as engine:
+            from compressor.bench.sentence_transformers_engine import SentenceTransformers
+
+            return SentenceTransformers(folder, threads, "bfloat16" if engine.endswith("bf16") else "float32")
         case "onnx_tensorrt":
             return GpuEngine(folder, request["file"], threads, target="tensorrt")
         case _:

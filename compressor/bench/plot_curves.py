@@ -103,17 +103,26 @@ def standalone(svg: str) -> str:
         "font-size: 11.5px; } .plot-title { font-weight: 640; } .grid { stroke: #ebe8e1; } .axis { stroke: #8a939a; } "
         ".curve { fill: none; stroke: currentColor; stroke-width: 2; stroke-linejoin: round; } "
         ".dashed { stroke-dasharray: 6 4; } .dot { fill: currentColor; } .best { fill: none; stroke: currentColor; "
-        f"stroke-width: 2; }} {colors}"
+        f"stroke-width: 2; }} {colors}{_SCATTER_STYLE}"
     )
-    size = f'width="{1.5 * _WIDTH:.0f}" height="{1.5 * _HEIGHT:.0f}" '
     head, _, body = svg.partition(">")
+    box = head.split('viewBox="')[1].split('"')[0]
+    width, height = map(float, box.split()[2:])
+    size = f'width="{1.5 * width:.0f}" height="{1.5 * height:.0f}" '
     head = head.replace("<svg ", f'<svg xmlns="http://www.w3.org/2000/svg" {size}').replace(
-        f'viewBox="0 0 {_WIDTH:.0f} {_HEIGHT:.0f}"', f'viewBox="-12 -8 {_WIDTH + 24:.0f} {_HEIGHT + 16:.0f}"'
+        box, f"-12 -8 {width + 24:.0f} {height + 16:.0f}"
     )
     ground = '<rect x="-12" y="-8" width="100%" height="100%" fill="#ffffff"/>'
     return f"{head}><style>{style}</style>{ground}{body}\n"
 
 
+_SCATTER_STYLE = (
+    ".front { fill: none; stroke: #0b6e82; stroke-width: 1.5; stroke-dasharray: 5 4; opacity: 0.75; } "
+    ".point .whisker { stroke: #8a939a; stroke-width: 1.5; } .point rect { fill: #ffffff; stroke: #8a939a; "
+    "stroke-width: 2; } .point circle { fill: #ffffff; stroke: #0b6e82; stroke-width: 2; } "
+    ".point.on-front circle { fill: #0b6e82; } .point.on-front rect { fill: #8a939a; } "
+    ".point.ranker text { font-weight: 640; } .point text { paint-order: stroke; stroke: #ffffff; stroke-width: 3px; }"
+)
 LIGHT_COLORS = ("#1d2328", "#0b6e82", "#c2611a", "#7655b0", "#1f7a46", "#b3352b", "#2f62c4", "#8a7a12")
 
 

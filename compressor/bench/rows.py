@@ -25,12 +25,16 @@ from compressor.runtime.folder import (
 )
 from compressor.storage import sha256_file, sha256_json
 
-Engine = Literal["onnx", "onnx_cuda", "onnx_tensorrt", "openvino", "openvino_bf16", "torch_fp32_padded"]
+Engine = Literal[
+    "onnx", "onnx_cuda", "onnx_tensorrt", "openvino", "openvino_bf16", "torch_fp32_padded", "sentence_transformers",
+    "sentence_transformers_bf16",
+]  # fmt: skip
 
 _TEXT_FILES = {".json", ".txt", ".model"}
 _CHECKPOINT_FILES = {".safetensors", ".bin"}
 
 _OWN_RECORDS = {"rankpress.json", "report.json", "spec.json"}
+_OF_CHECKPOINTS: tuple[Engine, ...] = ("torch_fp32_padded", "sentence_transformers", "sentence_transformers_bf16")
 _ON_GPUS: tuple[Engine, ...] = ("onnx_cuda", "onnx_tensorrt")
 _ENGINE_PACKAGES: dict[Engine, tuple[str, ...]] = {
     "onnx": ("onnxruntime", "tokenizers"),
@@ -39,6 +43,8 @@ _ENGINE_PACKAGES: dict[Engine, tuple[str, ...]] = {
     "openvino": ("openvino", "tokenizers"),
     "openvino_bf16": ("openvino", "tokenizers"),
     "torch_fp32_padded": ("torch", "transformers", "tokenizers"),
+    "sentence_transformers": ("sentence-transformers", "torch", "transformers", "tokenizers"),
+    "sentence_transformers_bf16": ("sentence-transformers", "torch", "transformers", "tokenizers"),
 }
 
 
@@ -47,14 +53,15 @@ class RowSpec(Record):
 
     Attributes:
         name: unique in a report; the baselines are called ``stock_onnx_fp32`` and ``torch_fp32_padded``.
-        folder: an ONNX folder, own or foreign; for ``torch_fp32_padded`` a stock Hugging Face checkpoint.
+        folder: an ONNX folder, own or foreign; where a checkpoint is run, a stock Hugging Face one.
         file: the ONNX file inside the folder, where the folder's main file is not meant. OpenVINO takes the portable
             one by default, and knows files of its own besides (``openvino/openvino_model.xml``).
         engine: ``onnx``: ONNX Runtime, pairs sorted by length under a token budget, batches trimmed;
             ``onnx_cuda``, ``onnx_tensorrt``: the same in its providers for GPUs, TensorRT on the portable graph;
             ``openvino``, ``openvino_bf16``: OpenVINO with the same batches, computing in fp32, or in bf16;
             ``torch_fp32_padded``: the stock transformers model in fp32, batches of pairs in the order in which they
-            come, padded to the longest of the batch, as most users run it.
+            come, padded to the longest of the batch, as most users run it;
+            ``sentence_transformers``, ``sentence_transformers_bf16``: a stock checkpoint in `CrossEncoder.predict`.
         scores_of: another row that is the same model in another runtime. Its quality figures are taken over once the
             scores of all timed queries agree within 1e-3; where they do not, this row is scored on its own.
     """
@@ -69,7 +76,7 @@ class RowSpec(Record):
     @property
     def is_graph(self) -> bool:
         """Whether a graph is run, and not a checkpoint."""
-        return self.engine != "torch_fp32_padded"
+        return self.engine not in _OF_CHECKPOINTS
 
     @property
     def graph_path(self) -> Path:

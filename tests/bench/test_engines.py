@@ -10,6 +10,7 @@ import pytest
 from compressor.bench.engines import OnnxEngine, TorchPadded
 from compressor.bench.rows import RowSpec
 from compressor.bench.run import run_bench
+from compressor.bench.sentence_transformers_engine import SentenceTransformers
 from compressor.bench.worker_process import WorkerProcess
 from compressor.errors import InputError
 from compressor.gate_settings import BenchSettings
@@ -44,6 +45,19 @@ def test_onnx_and_padded_torch_agree(own_folder, stock_folder, tiny_pairs, tiny_
     assert theirs.tokenize_s > 0
     assert onnx.score_in_one_batch(tiny_pairs) == pytest.approx(ours.scores, abs=1e-4)
     assert torch.score_in_one_batch(tiny_pairs) == pytest.approx(theirs.scores, abs=1e-4)
+
+
+def test_sentence_transformers_scores_alike(stock_folder, tiny_pairs, tiny_ranker):
+    engine = SentenceTransformers(stock_folder, 1)
+    found = engine.score(tiny_pairs)
+    assert found.scores == pytest.approx(tiny_ranker.score(tiny_pairs), abs=1e-4)
+    assert found.lengths == TorchPadded(stock_folder, 1, batch_pairs=4).score(tiny_pairs).lengths
+    assert found.forward_s > 0
+    assert engine.score_in_one_batch(tiny_pairs) == pytest.approx(found.scores, abs=1e-4)
+    rounded = SentenceTransformers(stock_folder, 1, "bfloat16").score(tiny_pairs)
+    assert rounded.scores == pytest.approx(found.scores, abs=0.1)
+    assert (rounded.scores != found.scores).any()
+    assert not RowSpec(name="st", folder=stock_folder, engine="sentence_transformers_bf16").is_graph
 
 
 def test_the_padded_baseline_keeps_the_order_of_arrival(stock_folder, tiny_pairs):
