@@ -1,0 +1,168 @@
+"""Do the consumers that `rankpress doctor` speaks of do what it says?
+
+The folders of a study (or folders that are named) are loaded, unchanged, by each consumer in a virtual environment of
+its own, which pip fills from PyPI and which is kept for the next time. Each scores the same pairs; scores are held
+against `OnnxRanker`'s, and what happened against the doctor's verdict. Exit code 1 where the two disagree.
+
+    python benchmarks/check_conformance.py
+    python benchmarks/check_conformance.py --folder runs/mine/model --consumer fastembed --consumer FlashRank
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from conformance.comparison import TOLERANCE, Comparison, Outcome, compare, table
+from conformance.environments import SUBJECTS, Subject, interpreter_of
+from variants import TEACHER, prepare_variants, read_study, run_variant, slug, teacher_of
+
+from compressor import __version__
+from compressor.commands import data_reference
+from compressor.console import say
+from compressor.cpu import cpu_class, cpu_model
+from compressor.data import load_data
+from compressor.doctor import examine
+from compressor.errors import EXIT_GATE_FAILED, EXIT_PASS, RankpressError, RunError
+from compressor.export import export_folder
+from compressor.runtime.folder import PORTABLE_FILE
+from compressor.runtime.ranker import OnnxRanker
+from compressor.storage import write_json, write_whole
+
+MAIN_FILE = "onnx/model.onnx"
+STUDY = Path(__file__).parent / "studies" / "conformance.yaml"
+CONSUMERS = Path(__file__).parent / "conformance" / "consumers"
+TIMEOUT_S = 1800  # a consumer's first import on a busy machine takes minutes
+_OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+Lists = list[tuple[str, list[str]]]
+
+
+def main() -> int:
+    """Run every consumer on every folder and write the table."""
+    arguments = _arguments()
+    try:
+        folders = arguments.folder or make_folders(arguments.out)
+        lists = read_lists(arguments.data, arguments.queries, arguments.depth)
+        wanted = [one for one in SUBJECTS if not arguments.consumer or one.consumer in arguments.consumer]
+        found = [one for folder in folders for one in check_folder(folder, wanted, lists, arguments.environments)]
+    except RankpressError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    _write(found, arguments, sum(len(documents) for _, documents in lists))
+    return EXIT_GATE_FAILED if any(one.disagreement for one in found) else EXIT_PASS
+
+
+def make_folders(out: Path) -> list[Path]:
+    """Export the study's rankers, the teacher in both dialects; those that are there are kept.
+
+    Raises:
+        RankpressError: a pass or an export failed.
+    """
+    prepared = prepare_variants(STUDY, read_study(STUDY), out)
+    first = next(iter(prepared.values()))
+    folders = {name: out / slug(name) / "model" for name in (TEACHER, *prepared)}
+    for name, folder in folders.items():
+        if not folder.is_dir():
+            ranker = teacher_of(first) if name == TEACHER else run_variant(name, prepared[name])
+            export_folder(ranker, folder, manifest={"name": name}, portable=name == TEACHER)
+    return list(folders.values())
+
+
+def read_lists(data: str, n_queries: int, depth: int) -> Lists:
+    """Return queries with their first candidates."""
+    read = load_data(data_reference(data).resolved(Path()), depth=depth)
+    queries = list(read.queries)[:n_queries]
+    return [(read.queries[one], [read.documents[found] for found in read.candidates[one]]) for one in queries]
+
+
+def check_folder(folder: Path, subjects: Sequence[Subject], lists: Lists, environments: Path) -> list[Comparison]:
+    """Load a folder with every consumer, and those files of it that users can name.
+
+    Raises:
+        RankpressError: we cannot load the folder, or an environment cannot be made.
+    """
+    diagnosis = examine(folder)
+    name = folder.resolve().parent.name if folder.name == "model" else folder.resolve().name
+    pairs = [(query, document) for query, documents in lists for document in documents]
+    files = [MAIN_FILE, *([PORTABLE_FILE] if (folder / PORTABLE_FILE).is_file() else [])]
+    found = []
+    for file in files:
+        logits = OnnxRanker.load(folder, file=file).score(pairs).tolist()
+        for subject in subjects:
+            if file == MAIN_FILE or subject.names_files:
+                say(f"{name}, {file}: {subject.consumer}")
+                outcome = run(subject, interpreter_of(subject.environment, environments), folder, file, lists)
+                found.append(compare(name, file, diagnosis.of(subject.consumer), outcome, logits))
+    return found
+
+
+def run(subject: Subject, python: Path, folder: Path, file: str, lists: Lists) -> Outcome:
+    """Have a consumer load a folder and score lists, in a process of its environment.
+
+    Raises:
+        RunError: it took longer than `TIMEOUT_S`.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        given, output = Path(place) / "lists.json", Path(place) / "scores.json"
+        given.write_text(json.dumps(lists), encoding="utf-8")
+        command = [str(python), str(CONSUMERS / subject.script), str(folder.resolve()), file, str(given), str(output)]
+        kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        try:
+            done = subprocess.run(
+                command, env={**kept, **_OFFLINE}, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+            )
+        except subprocess.TimeoutExpired:
+            raise RunError(f"{subject.consumer} took longer than {TIMEOUT_S} s on {folder}") from None
+        if done.returncode or not output.is_file():
+            return Outcome(scores=None, error=last_line(done.stderr, done.returncode))
+        told = json.loads(output.read_text(encoding="utf-8"))
+    return Outcome(scores=tuple(told["scores"]), activation=told["activation"], versions=told["versions"])
+
+
+def last_line(stderr: str, code: int) -> str:
+    """Return the line of a trace that names the error: the last one that begins at the margin."""
+    lines = [line for line in stderr.splitlines() if line.strip() and not line.startswith((" ", "\t"))]
+    return lines[-1] if lines else f"exit code {code}, without a word"
+
+
+def _write(found: Sequence[Comparison], arguments: argparse.Namespace, n_pairs: int) -> None:
+    head = {
+        "schema": 1, "rankpress": __version__, "data": arguments.data, "n_pairs": n_pairs, "tolerance": TOLERANCE,
+        "cpu": cpu_model(), "cpu_class": cpu_class(), "python": sys.version.split()[0],
+    }  # fmt: skip
+    versions = {one.consumer: one.versions for one in found if one.versions}
+    text = (
+        f"# conformance\n\n{n_pairs} pairs of {arguments.data}; {cpu_model()} ({cpu_class()}), Python {head['python']}. "
+        "Differences are to rankpress's own scores of the same file, behind a sigmoid where the consumer applies one; "
+        f"up to {TOLERANCE:g} counts as equal.\n\n{table(found)}\n"
+    )
+    for name, told in versions.items():
+        text += f"- {name}: {', '.join(f'{package} {version}' for package, version in told.items())}\n"
+    write_json(arguments.results / "conformance.json", {**head, "rows": [one.as_json() for one in found]})
+    write_whole(arguments.results / "conformance.md", text)
+    print(text)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = [one.consumer for one in SUBJECTS]
+    parser.add_argument("--folder", type=Path, action="append", help="a folder to check; default: the study's")
+    parser.add_argument("--consumer", action="append", choices=names, help="default: all of them")
+    parser.add_argument("--data", default="api-docs/test", help="COLLECTION/SPLIT of the pairs")
+    parser.add_argument("--queries", type=int, default=4)
+    parser.add_argument("--depth", type=int, default=5, help="candidates per query")
+    parser.add_argument("--out", type=Path, default=Path("runs/conformance"), help="where the study's folders go")
+    parser.add_argument("--environments", type=Path, default=Path("runs/environments"), help="kept for the next time")
+    parser.add_argument("--results", type=Path, default=Path("runs/conformance"), help="where the table goes")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
