@@ -16,8 +16,9 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from conformance.comparison import TOLERANCE, Comparison, Outcome, compare, table
 from conformance.environments import SUBJECTS, Subject, interpreter_of
@@ -38,7 +39,7 @@ from compressor.storage import write_json, write_whole
 MAIN_FILE = "onnx/model.onnx"
 STUDY = Path(__file__).parent / "studies" / "conformance.yaml"
 CONSUMERS = Path(__file__).parent / "conformance" / "consumers"
-TIMEOUT_S = 1800  # a consumer's first import on a busy machine takes minutes
+TIMEOUT_S = 3600  # on a busy machine a first import of torch takes minutes
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 Lists = list[tuple[str, list[str]]]
@@ -51,7 +52,8 @@ def main() -> int:
         folders = arguments.folder or make_folders(arguments.out)
         lists = read_lists(arguments.data, arguments.queries, arguments.depth)
         wanted = [one for one in SUBJECTS if not arguments.consumer or one.consumer in arguments.consumer]
-        found = [one for folder in folders for one in check_folder(folder, wanted, lists, arguments.environments)]
+        pythons = dict(text.split("=", 1) for text in arguments.python)
+        found = check(folders, wanted, lists, arguments.environments, pythons)
     except RankpressError as error:
         print(error, file=sys.stderr)
         return error.exit_code
@@ -82,48 +84,81 @@ def read_lists(data: str, n_queries: int, depth: int) -> Lists:
     return [(read.queries[one], [read.documents[found] for found in read.candidates[one]]) for one in queries]
 
 
-def check_folder(folder: Path, subjects: Sequence[Subject], lists: Lists, environments: Path) -> list[Comparison]:
-    """Load a folder with every consumer, and those files of it that users can name.
+def check(
+    folders: Sequence[Path], subjects: Sequence[Subject], lists: Lists, environments: Path, pythons: Mapping[str, str]
+) -> list[Comparison]:
+    """Have every consumer load every folder, and those files of it that its users can name.
+
+    Args:
+        folders: exported folders.
+        subjects: the consumers.
+        lists: queries with their documents.
+        environments: the folder of virtual environments.
+        pythons: interpreters to take in the place of environments of these names.
 
     Raises:
-        RankpressError: we cannot load the folder, or an environment cannot be made.
+        RankpressError: we cannot load a folder, or an environment cannot be made.
     """
-    diagnosis = examine(folder)
-    name = folder.resolve().parent.name if folder.name == "model" else folder.resolve().name
     pairs = [(query, document) for query, documents in lists for document in documents]
-    files = [MAIN_FILE, *([PORTABLE_FILE] if (folder / PORTABLE_FILE).is_file() else [])]
+    diagnoses = {folder: examine(folder) for folder in folders}
+    logits = {
+        (folder, file): OnnxRanker.load(folder, file=file).score(pairs).tolist()
+        for folder in folders
+        for file in files_of(folder)
+    }
     found = []
-    for file in files:
-        logits = OnnxRanker.load(folder, file=file).score(pairs).tolist()
-        for subject in subjects:
-            if file == MAIN_FILE or subject.names_files:
-                say(f"{name}, {file}: {subject.consumer}")
-                outcome = run(subject, interpreter_of(subject.environment, environments), folder, file, lists)
-                found.append(compare(name, file, diagnosis.of(subject.consumer), outcome, logits))
-    return found
+    for subject in subjects:
+        jobs = [job for job in logits if job[1] == MAIN_FILE or subject.names_files]
+        own = pythons.get(subject.environment)
+        python = Path(own) if own else interpreter_of(subject.environment, environments)
+        say(f"{subject.consumer}: {len(jobs)} files")
+        for (folder, file), outcome in zip(jobs, run(subject, python, jobs, lists), strict=True):
+            finding = diagnoses[folder].of(subject.consumer)
+            found.append(compare(name_of(folder), file, finding, outcome, logits[folder, file]))
+    return sorted(found, key=lambda one: ([name_of(folder) for folder in folders].index(one.folder), one.file))
 
 
-def run(subject: Subject, python: Path, folder: Path, file: str, lists: Lists) -> Outcome:
-    """Have a consumer load a folder and score lists, in a process of its environment.
+def files_of(folder: Path) -> list[str]:
+    """Return the graphs of a folder that hold the same ranker: both dialects."""
+    return [MAIN_FILE, *([PORTABLE_FILE] if (folder / PORTABLE_FILE).is_file() else [])]
+
+
+def name_of(folder: Path) -> str:
+    """Return what the table calls a folder."""
+    return folder.resolve().parent.name if folder.name == "model" else folder.resolve().name
+
+
+def run(subject: Subject, python: Path, jobs: Sequence[tuple[Path, str]], lists: Lists) -> list[Outcome]:
+    """Have a consumer load folders and score lists, in a process of its environment.
 
     Raises:
         RunError: it took longer than `TIMEOUT_S`.
     """
     with tempfile.TemporaryDirectory() as place:
-        given, output = Path(place) / "lists.json", Path(place) / "scores.json"
-        given.write_text(json.dumps(lists), encoding="utf-8")
-        command = [str(python), str(CONSUMERS / subject.script), str(folder.resolve()), file, str(given), str(output)]
+        given, texts, output = (Path(place) / name for name in ("jobs.json", "lists.json", "output.json"))
+        given.write_text(json.dumps([(str(folder.resolve()), file) for folder, file in jobs]), encoding="utf-8")
+        texts.write_text(json.dumps(lists), encoding="utf-8")
+        command = [str(python), str(CONSUMERS / subject.script), str(given), str(texts), str(output)]
         kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         try:
             done = subprocess.run(
                 command, env={**kept, **_OFFLINE}, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
             )
         except subprocess.TimeoutExpired:
-            raise RunError(f"{subject.consumer} took longer than {TIMEOUT_S} s on {folder}") from None
+            raise RunError(f"{subject.consumer} took longer than {TIMEOUT_S} s") from None
         if done.returncode or not output.is_file():
-            return Outcome(scores=None, error=last_line(done.stderr, done.returncode))
-        told = json.loads(output.read_text(encoding="utf-8"))
-    return Outcome(scores=tuple(told["scores"]), activation=told["activation"], versions=told["versions"])
+            return [Outcome(scores=None, error=last_line(done.stderr, done.returncode))] * len(jobs)
+        return outcomes(json.loads(output.read_text(encoding="utf-8")))
+
+
+def outcomes(told: dict[str, Any]) -> list[Outcome]:
+    """Read what a consumer's script wrote."""
+    return [
+        Outcome(scores=None, error=job["error"], versions=told["versions"])
+        if "error" in job
+        else Outcome(scores=tuple(job["scores"]), activation=job["activation"], versions=told["versions"])
+        for job in told["jobs"]
+    ]
 
 
 def last_line(stderr: str, code: int) -> str:
@@ -139,7 +174,7 @@ def _write(found: Sequence[Comparison], arguments: argparse.Namespace, n_pairs: 
     }  # fmt: skip
     versions = {one.consumer: one.versions for one in found if one.versions}
     text = (
-        f"# conformance\n\n{n_pairs} pairs of {arguments.data}; {cpu_model()} ({cpu_class()}), Python {head['python']}. "
+        f"# conformance\n\n{n_pairs} pairs of {arguments.data}; {cpu_model()} ({cpu_class()}). "
         "Differences are to rankpress's own scores of the same file, behind a sigmoid where the consumer applies one; "
         f"up to {TOLERANCE:g} counts as equal.\n\n{table(found)}\n"
     )
@@ -160,6 +195,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--depth", type=int, default=5, help="candidates per query")
     parser.add_argument("--out", type=Path, default=Path("runs/conformance"), help="where the study's folders go")
     parser.add_argument("--environments", type=Path, default=Path("runs/environments"), help="kept for the next time")
+    parser.add_argument(
+        "--python", action="append", default=[], metavar="ENVIRONMENT=PATH", help="an interpreter that is there already"
+    )
     parser.add_argument("--results", type=Path, default=Path("runs/conformance"), help="where the table goes")
     return parser.parse_args()
 

@@ -1,4 +1,4 @@
-"""Ask every consumer's rules about a folder, and load it with the one consumer that is at hand: ours."""
+"""Ask every consumer's rules about a folder, and load it with the one that is at hand: ours."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from typing import Any
 from compressor import __version__
 from compressor.doctor.findings import Finding, Reason, find, note, obstacle
 from compressor.doctor.folder import RankerFolder
+from compressor.doctor.graph_rules import USUAL_FILES, operators
 from compressor.doctor.onnx_consumers import ONNX_CONSUMERS
 from compressor.doctor.servers import SERVERS
 from compressor.doctor.torch_consumers import TORCH_CONSUMERS
 from compressor.errors import EXIT_BAD_INPUT, EXIT_PASS, InputError, RunError
 from compressor.runtime.ranker import OnnxRanker
+from compressor.runtime.session import open_session
 
 SCHEMA = 1
 OWN_RUNTIME = "rankpress (OnnxRanker)"
@@ -54,14 +56,29 @@ class Diagnosis:
 def examine(path: Path) -> Diagnosis:
     """Say which consumers can load a folder, which not, and why.
 
-    All checks but one read files; the last loads the folder with `OnnxRanker` and scores two pairs.
+    Checks read files, but for two: the graphs that consumers look for first are opened in this ONNX Runtime, and
+    `OnnxRanker` loads the folder and scores two pairs.
 
     Raises:
         InputError: no such folder.
     """
-    folder = RankerFolder.read(path)
+    folder = _opened(RankerFolder.read(path))
     own = Finding(consumer=OWN_RUNTIME, version=__version__, reasons=tuple(_run(folder)))
     return Diagnosis(folder=path, findings=(own, *(find(consumer, folder) for consumer in CONSUMERS)))
+
+
+def _opened(folder: RankerFolder) -> RankerFolder:
+    """Hold those graphs for broken that ONNX Runtime refuses for a reason that no rule knows."""
+    broken = dict(folder.broken)
+    for file in USUAL_FILES:
+        graph = folder.graphs.get(file)
+        if graph is not None and not any(operators(graph)):
+            try:
+                open_session(folder.path / file)
+            except InputError as error:
+                broken[file] = error.faults[0].found
+    graphs = {file: graph for file, graph in folder.graphs.items() if file not in broken}
+    return RankerFolder(path=folder.path, graphs=graphs, broken=broken)
 
 
 def _run(folder: RankerFolder) -> list[Reason]:

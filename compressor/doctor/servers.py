@@ -99,6 +99,8 @@ def _float_output(graph: GraphFacts) -> Iterator[Reason]:
 def _vespa(folder: RankerFolder) -> Iterator[Reason]:
     if not folder.has("tokenizer.json"):
         yield obstacle("not there: its embedder reads it", file="tokenizer.json")
+    if isinstance(folder.pair_template, str):
+        yield obstacle(folder.pair_template, file="tokenizer.json", fix="save the checkpoint's tokenizer again")
     yield from chosen(folder, USUAL_FILES[::-1], fix="name the file in the schema's onnx-model")
     graph = graph_of(folder, USUAL_FILES[::-1])
     if graph is None:

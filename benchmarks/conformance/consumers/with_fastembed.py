@@ -2,12 +2,13 @@
 
 from fastembed.common.model_description import ModelSource
 from fastembed.rerank.cross_encoder import TextCrossEncoder
-from pairs import main
+from jobs import main
 
 
 def load(folder, file):
-    TextCrossEncoder.add_custom_model("my-reranker", model_file=file, sources=ModelSource(hf="my/reranker"))
-    return TextCrossEncoder("my-reranker", specific_model_path=folder)
+    name = f"my-reranker:{folder}:{file}"
+    TextCrossEncoder.add_custom_model(name, model_file=file, sources=ModelSource(hf="my/reranker"))
+    return TextCrossEncoder(name, specific_model_path=folder)
 
 
 def score(ranker, query, documents):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from flashrank import Ranker, RerankRequest
 from flashrank.Config import model_file_map
-from pairs import main
+from jobs import main
 
 
 def load(folder, file):

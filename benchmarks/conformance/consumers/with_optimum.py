@@ -2,8 +2,8 @@
 
 from pathlib import PurePosixPath
 
+from jobs import main
 from optimum.onnxruntime import ORTModelForSequenceClassification
-from pairs import main
 from transformers import AutoTokenizer
 
 

@@ -1,6 +1,6 @@
 """rerankers: torch, with the kind named, as it guesses it from words in the path otherwise."""
 
-from pairs import main
+from jobs import main
 from rerankers import Reranker
 
 

@@ -1,6 +1,6 @@
 """sentence-transformers in torch."""
 
-from pairs import main
+from jobs import main
 from sentence_transformers import CrossEncoder
 
 

@@ -1,6 +1,6 @@
 """sentence-transformers with its ONNX backend; a file is named where it is not the usual one."""
 
-from pairs import main
+from jobs import main
 from sentence_transformers import CrossEncoder
 
 
