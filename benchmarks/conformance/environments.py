@@ -81,7 +81,8 @@ def interpreter_of(name: str, folder: Path) -> Path:
         return python
     say(f"{name}: installing {' '.join(environment.requirements)}")
     _run([sys.executable, "-m", "venv", "--clear", str(place)], name)
-    _run([str(python), "-m", "pip", "install", "--quiet", "--progress-bar", "off", *environment.requirements], name)
+    pip = [str(python), "-m", "pip", "install", "--quiet", "--progress-bar", "off", "--no-compile"]
+    _run([*pip, *environment.requirements], name)
     write_whole(place / _MADE, made_of)
     return python
 

@@ -92,14 +92,13 @@ def read_graph(folder: Path, file: str) -> GraphFacts:
         InputError: the file is missing, empty, a Git LFS pointer, or no ONNX.
     """
     import onnx
-    from google.protobuf.message import DecodeError
 
     path = folder / file
     if faults := file_faults(path):
         raise InputError(faults)
     try:
         model = onnx.load(path, load_external_data=False)
-    except (DecodeError, ValueError) as error:
+    except Exception as error:  # protobuf's own, which is no library of ours
         raise InputError(_no_graph(path)) from error
     if not model.graph.node or not model.graph.output:  # bytes that happen to be a message
         raise InputError(_no_graph(path))
