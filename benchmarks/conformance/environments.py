@@ -49,6 +49,7 @@ ENVIRONMENTS = {
     "optimum": Environment(requirements=(_TORCH, "optimum-onnx[onnxruntime]==0.1.0", "sentence-transformers")),
     "fastembed": Environment(requirements=("fastembed==0.9.1",)),
     "flashrank": Environment(requirements=("flashrank==0.2.10",)),
+    "infinity": Environment(requirements=(_TORCH, "infinity-emb[torch]==0.0.78")),
     "rerankers": Environment(requirements=(_TORCH, "rerankers[transformers]==0.10.0")),
 }
 SUBJECTS = (
@@ -63,6 +64,7 @@ SUBJECTS = (
     Subject(consumer="optimum-onnx", script="with_optimum.py", environment="optimum", names_files=True),
     Subject(consumer="fastembed", script="with_fastembed.py", environment="fastembed", names_files=True),
     Subject(consumer="FlashRank", script="with_flashrank.py", environment="flashrank", names_files=True),
+    Subject(consumer="infinity", script="with_infinity.py", environment="infinity"),
     Subject(consumer="rerankers", script="with_rerankers.py", environment="rerankers"),
 )  # fmt: skip
 

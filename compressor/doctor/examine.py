@@ -63,7 +63,7 @@ def examine(path: Path) -> Diagnosis:
         InputError: no such folder.
     """
     folder = _opened(RankerFolder.read(path))
-    own = Finding(consumer=OWN_RUNTIME, version=__version__, reasons=tuple(_run(folder)))
+    own = Finding(consumer=OWN_RUNTIME, version=__version__, evidence="run", reasons=tuple(_run(folder)))
     return Diagnosis(folder=path, findings=(own, *(find(consumer, folder) for consumer in CONSUMERS)))
 
 

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from compressor.doctor.folder import RankerFolder
 
 Verdict = Literal["loads", "loads_with_note", "does_not_load"]
+Evidence = Literal["run", "read"]
+"""Rules that were held against the consumer itself, by ``benchmarks/check_conformance.py``, or read in its sources."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,11 +52,13 @@ class Consumer:
     Attributes:
         name: as a user knows it.
         version: what the rules were read from.
+        evidence: whether they were held against the consumer itself, too.
         rules: yield the reasons of a folder, in the order in which the consumer would meet them.
     """
 
     name: str
     version: str
+    evidence: Evidence = "read"
     rules: Callable[[RankerFolder], Iterable[Reason]]
 
 
@@ -64,6 +68,7 @@ class Finding:
 
     consumer: str
     version: str
+    evidence: Evidence
     reasons: tuple[Reason, ...]
 
     @property
@@ -83,6 +88,7 @@ class Finding:
         return {
             "consumer": self.consumer,
             "version": self.version,
+            "evidence": self.evidence,
             "verdict": self.verdict,
             "moves_scores": self.moves_scores,
             "reasons": [
@@ -95,4 +101,6 @@ class Finding:
 def find(consumer: Consumer, folder: RankerFolder) -> Finding:
     """Ask a consumer's rules about a folder; a reason that two rules find is told once."""
     reasons = tuple(dict.fromkeys(consumer.rules(folder)))
-    return Finding(consumer=consumer.name, version=consumer.version, reasons=reasons)
+    return Finding(
+        consumer=consumer.name, version=consumer.version, evidence=consumer.evidence, reasons=reasons
+    )  # fmt: skip

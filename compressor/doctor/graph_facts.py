@@ -24,6 +24,7 @@ _SUMS_OF_INT8 = (
     "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearMatMul", "QGemm", "QuantizeLinear",
     "DynamicQuantizeLinear",
 )  # fmt: skip
+_FINDS_RANGES = ("DynamicQuantizeLinear", "DynamicQuantizeMatMul")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,6 +80,11 @@ class GraphFacts:
     def sums_int8(self) -> bool:
         """Whether products of 8-bit activations and weights are summed."""
         return any(kind in _SUMS_OF_INT8 for kinds in self.operators.values() for kind in kinds)
+
+    @property
+    def finds_ranges(self) -> bool:
+        """Whether ranges of activations are found for each batch."""
+        return any(kind in _FINDS_RANGES for kinds in self.operators.values() for kind in kinds)
 
     def input(self, name: str) -> TensorFacts | None:
         """Return the input of a name, if there is one."""

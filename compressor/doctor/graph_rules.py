@@ -115,14 +115,20 @@ def free_axes(graph: GraphFacts) -> Iterator[Reason]:
 
 
 def int8_sums(graph: GraphFacts) -> Iterator[Reason]:
-    """Yield what int8 does on old CPUs in sessions that do not ask for wide sums."""
+    """Yield why scores in int8 are others than ours, in sessions that do not ask for wide sums."""
     if graph.sums_int8:
         yield note(
-            f"8-bit products: on x86 CPUs without VNNI ({', '.join(SATURATING)}) ONNX Runtime sums them in 16 bits by "
-            "default, which saturate; and dynamic scales span a batch, so that scores move with batch mates",
+            f"8-bit products: on x86 CPUs without VNNI ({', '.join(SATURATING)}) ONNX Runtime sums them in 16 bits "
+            "unless it is told otherwise, and they saturate where weights take more than 7",
             file=graph.file, key="session.x64quantprecision", moves_scores=True,
             fix="set that session option to 1 where the consumer lets you, or export weights of 7 bits "
             "(quantize: {reduce_range: true}, or builds: [int8_reduced_range])",
+        )  # fmt: skip
+    if graph.finds_ranges:
+        yield note(
+            "ranges of activations are found batch by batch: scores move with batch mates, and every consumer makes "
+            "batches of its own",
+            file=graph.file, key="DynamicQuantizeLinear", moves_scores=True, fix="quantize: {scheme: int8_static}",
         )  # fmt: skip
 
 

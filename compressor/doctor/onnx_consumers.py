@@ -23,7 +23,7 @@ from compressor.doctor.graph_rules import (
 )
 from compressor.doctor.torch_consumers import activation, before_transformers_5, configured, modules, tokenized
 
-_OPTIMUM = "optimum-onnx 0.1.0, transformers < 4.58"
+_OPTIMUM = "optimum-onnx 0.1.0"
 _ASK_FOR_FILE = 'pass file_name="NAME.onnx", subfolder="onnx"'
 
 
@@ -64,6 +64,10 @@ def _sentence_transformers_onnx(folder: RankerFolder) -> Iterator[Reason]:
     yield from _run_by_optimum(folder, USUAL_FILES)
     yield from activation(folder)
     yield from modules(folder)
+    yield note(
+        "not with sentence-transformers 6.2, which wants transformers 5: optimum-onnx 0.1.0 excludes it",
+        key="backend", fix="install both without a version, and pip takes the last that fits, or use another consumer",
+    )  # fmt: skip
 
 
 def _fastembed(folder: RankerFolder) -> Iterator[Reason]:
@@ -152,10 +156,10 @@ def _is_length(value: Any) -> bool:
 
 ONNX_CONSUMERS = (
     Consumer(
-        name='sentence-transformers (backend="onnx")', version=f"before 6, with {_OPTIMUM}",
+        name='sentence-transformers (backend="onnx")', version=f"5.7.0, {_OPTIMUM}", evidence="run",
         rules=_sentence_transformers_onnx,
     ),
-    Consumer(name="optimum-onnx", version="0.1.0", rules=_optimum),
-    Consumer(name="fastembed", version="0.9.1", rules=_fastembed),
-    Consumer(name="FlashRank", version="0.2.10", rules=_flashrank),
+    Consumer(name="optimum-onnx", version="0.1.0, transformers < 4.58", evidence="run", rules=_optimum),
+    Consumer(name="fastembed", version="0.9.1", evidence="run", rules=_fastembed),
+    Consumer(name="FlashRank", version="0.2.10", evidence="run", rules=_flashrank),
 )  # fmt: skip

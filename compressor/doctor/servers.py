@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from compressor.doctor.findings import Consumer, Reason, note, obstacle
 from compressor.doctor.folder import PairTemplate, RankerFolder
@@ -59,7 +60,7 @@ def _text_embeddings_inference(folder: RankerFolder) -> Iterator[Reason]:
 def _served_as_reranker(folder: RankerFolder) -> Iterator[Reason]:
     config = folder.config
     classes = config.get("architectures")
-    if not isinstance(classes, list) or not any(str(name).endswith("Classification") for name in classes):
+    if not any(str(name).endswith("Classification") for name in _list(classes)):
         yield obstacle(
             f"{classes}: no class that ends with Classification", file="config.json", key="architectures",
             fix="write the stock class for sequence classification",
@@ -195,6 +196,12 @@ def _external_in_js(folder: RankerFolder, graph: GraphFacts) -> Iterator[Reason]
 def _infinity(folder: RankerFolder) -> Iterator[Reason]:
     yield from checkpoint(folder)
     yield from before_transformers_5(folder)
+    classes = folder.config.get("architectures")
+    if folder.config and not any("SequenceClassification" in str(name) for name in _list(classes)):
+        yield obstacle(
+            f"{classes}: no class for sequence classification, so that it is taken for an encoder", file="config.json",
+            key="architectures", fix="write the stock class for sequence classification",
+        )  # fmt: skip
     if folder.onnx_files:
         yield note(
             "its torch engine reads model.safetensors; its optimum engine hands a file's whole path to optimum-onnx "
@@ -203,9 +210,13 @@ def _infinity(folder: RankerFolder) -> Iterator[Reason]:
         )  # fmt: skip
 
 
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
 SERVERS = (
     Consumer(name="text-embeddings-inference", version="1.9", rules=_text_embeddings_inference),
     Consumer(name="Vespa", version="8", rules=_vespa),
-    Consumer(name="infinity", version="0.0.78", rules=_infinity),
+    Consumer(name="infinity", version="0.0.78", evidence="run", rules=_infinity),
     Consumer(name="transformers.js", version="4.3", rules=_transformers_js),
 )

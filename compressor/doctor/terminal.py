@@ -45,10 +45,13 @@ def print_diagnosis(diagnosis: Diagnosis, console: Console | None = None) -> Non
     reasons: dict[Reason, list[str]] = {}
     for finding in diagnosis.findings:
         text, color = _SHOWN[finding.verdict]
-        table.add_row(Text(finding.consumer), Text(finding.version), Text(text, style=color))
+        source = finding.version if finding.evidence == "run" else f"{finding.version} (read)"
+        table.add_row(Text(finding.consumer), Text(source), Text(text, style=color))
         for reason in finding.reasons:
             reasons.setdefault(reason, []).append(finding.consumer)
     console.print(table)
+    if any(finding.evidence == "read" for finding in diagnosis.findings):
+        console.print("(read): rules that were read in the consumer's source, and not held against it", style="dim")
     for kind, mark, color in (("obstacle", "✗", "red"), ("note", "!", "yellow")):
         for reason, consumers in reasons.items():
             if reason.kind == kind:

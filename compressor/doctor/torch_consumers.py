@@ -181,7 +181,7 @@ def _eland(folder: RankerFolder) -> Iterator[Reason]:
 
 
 TORCH_CONSUMERS = (
-    Consumer(name="sentence-transformers (torch)", version="6.2.0", rules=_sentence_transformers),
-    Consumer(name="rerankers", version="0.10.0", rules=_rerankers),
+    Consumer(name="sentence-transformers (torch)", version="6.2.0", evidence="run", rules=_sentence_transformers),
+    Consumer(name="rerankers", version="0.10.0", evidence="run", rules=_rerankers),
     Consumer(name="eland (Elasticsearch)", version="9.2.0", rules=_eland),
 )

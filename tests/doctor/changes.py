@@ -46,7 +46,11 @@ def edit(name: str, **keys: Any) -> Change:
 
 
 def remove(*names: str) -> Change:
-    return lambda path: [(path / name).unlink() for name in names]
+    def change(path: Path) -> None:
+        for name in names:
+            (path / name).unlink()
+
+    return change
 
 
 def write(name: str, content: bytes) -> Change:

@@ -68,7 +68,7 @@ def test_every_consumer_loads_what_we_export(exported):
         (edit("tokenizer_config.json", extra_special_tokens=["[Q]"]), BEFORE_5),
         (edit("config.json", pad_token_id=None), {"FlashRank"}),
         (edit("config.json", hidden_size=None), {TEI}),
-        (edit("config.json", architectures=["BertModel"]), {TEI}),
+        (edit("config.json", architectures=["BertModel"]), {TEI, "infinity"}),
         (edit("config.json", id2label={"0": "no", "1": "yes"}), {TEI, ST_ONNX} | READ_TORCH),
         (edit("config.json", model_type="t5"), {ELAND, "transformers.js"}),
         (edit("sentence_bert_config.json", do_lower_case=False), {TEI}),
@@ -110,7 +110,7 @@ def test_a_path_that_rerankers_would_guess_wrongly_from(folder):
 def test_sigmoids_are_told(folder):
     edit("config.json", sentence_transformers=None)(folder)
     for consumer in (TORCH, ST_ONNX):
-        assert [one.key for one in reasons(folder, consumer, "note")] == ["sentence_transformers.activation_fn"]
+        assert reasons(folder, consumer, "note")[0].key == "sentence_transformers.activation_fn"
     edit("config.json", sentence_transformers={"activation_fn": "my.module.Fn"})(folder)
     assert "trust_remote_code" in reasons(folder, TORCH, "note")[0].text
 
@@ -140,7 +140,7 @@ def test_json_is_whole_and_stable(folder):
     assert list(told) == ["schema", "rankpress", "folder", "findings"]
     (flashrank,) = [one for one in told["findings"] if one["consumer"] == "FlashRank"]
     assert flashrank["verdict"] == "does_not_load"
-    assert list(flashrank) == ["consumer", "version", "verdict", "moves_scores", "reasons"]
+    assert list(flashrank) == ["consumer", "version", "evidence", "verdict", "moves_scores", "reasons"]
     assert list(flashrank["reasons"][0]) == ["kind", "file", "key", "text", "fix", "moves_scores"]
     assert flashrank["reasons"][0]["file"] == "special_tokens_map.json"
 
