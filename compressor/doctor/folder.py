@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from compressor.doctor.graph_facts import GraphFacts, read_graph
+from compressor.doctor.graph_facts import GraphFacts, TensorFacts, read_graph
 from compressor.errors import Fault, InputError
 from compressor.runtime.folder import BUILDS_KEY, CASCADE_KEY, MANIFEST, SHARED_QUERY_KEY
 
@@ -120,9 +120,9 @@ class RankerFolder:
         return {key: text for key, text in words.items() if self.object(MANIFEST).get(key)}
 
     @cached_property
-    def weights(self) -> dict[str, str] | str | None:
-        """The tensors of ``model.safetensors``, name to kind; why it cannot be read; None where it is not there."""
-        return _tensor_kinds(self.path / "model.safetensors") if self.has("model.safetensors") else None
+    def weights(self) -> dict[str, TensorFacts] | str | None:
+        """The tensors of ``model.safetensors`` by name; why it cannot be read; None where it is not there."""
+        return _tensors(self.path / "model.safetensors") if self.has("model.safetensors") else None
 
     @cached_property
     def pair_template(self) -> PairTemplate | str | None:
@@ -152,24 +152,23 @@ def _json_object(path: Path) -> dict[str, Any] | str:
     return value if isinstance(value, dict) else f"a JSON {type(value).__name__} in the place of an object"
 
 
-def _tensor_kinds(path: Path) -> dict[str, str] | str:
+def _tensors(path: Path) -> dict[str, TensorFacts] | str:
     """Read the header alone: 8 bytes of its length, then JSON."""
     broken = "a file that is not safetensors, or is cut short"
+    n_bytes = path.stat().st_size
     with path.open("rb") as stream:
         head = stream.read(8)
         size = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
-        if not 0 < size <= min(_MOST_HEADER_BYTES, path.stat().st_size - 8):
+        if not 0 < size <= min(_MOST_HEADER_BYTES, n_bytes - 8):
             return broken
         try:
             entries = json.loads(stream.read(size))
-        except ValueError:
+            tensors = {name: one for name, one in entries.items() if name != "__metadata__"}
+            ends = [int(one["data_offsets"][1]) for one in tensors.values()]
+            facts = {
+                name: TensorFacts(name=name, kind=str(one["dtype"]), shape=tuple(map(int, one["shape"])))
+                for name, one in tensors.items()
+            }
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
             return broken
-    if not isinstance(entries, dict):
-        return broken
-    tensors = {name: one for name, one in entries.items() if name != "__metadata__"}
-    if not all(isinstance(one, dict) and isinstance(one.get("dtype"), str) for one in tensors.values()):
-        return broken
-    ends = [one["data_offsets"][1] for one in tensors.values() if isinstance(one.get("data_offsets"), list)]
-    if 8 + size + max(ends, default=0) > path.stat().st_size:
-        return broken
-    return {name: one["dtype"] for name, one in tensors.items()}
+    return facts if 8 + size + max(ends, default=0) <= n_bytes else broken

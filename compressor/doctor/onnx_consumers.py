@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -13,6 +13,7 @@ from compressor.doctor.graph_rules import (
     USUAL_FILES,
     chosen,
     fed_inputs,
+    first_of,
     free_axes,
     graph_of,
     int8_sums,
@@ -21,7 +22,14 @@ from compressor.doctor.graph_rules import (
     operators,
     scores,
 )
-from compressor.doctor.torch_consumers import activation, before_transformers_5, configured, modules, tokenized
+from compressor.doctor.torch_consumers import (
+    activation,
+    before_transformers_5,
+    configured,
+    is_loaded_by_torch,
+    modules,
+    tokenized,
+)
 
 _OPTIMUM = "optimum-onnx 0.1.0"
 _ASK_FOR_FILE = 'pass file_name="NAME.onnx", subfolder="onnx"'
@@ -33,13 +41,24 @@ def _optimum(folder: RankerFolder) -> Iterator[Reason]:
     yield from before_transformers_5(folder)
     # Any file called model.onnx is the standard one, wherever it lies; a sole file of another name is taken, too.
     named = [name for name in folder.onnx_files if PurePosixPath(name).name == "model.onnx"] or folder.onnx_files
-    yield from chosen(folder, named or USUAL_FILES, fix=_ASK_FOR_FILE)
+    yield from _chosen_or_exported(folder, named or USUAL_FILES, fix=_ASK_FOR_FILE)
     if len(named) > 1:
         yield note(
             f"several files that it may take: {', '.join(named)}; the first that the file system lists is run",
             file=named[0], fix=_ASK_FOR_FILE,
         )  # fmt: skip
     yield from _run_by_optimum(folder, named)
+
+
+def _chosen_or_exported(folder: RankerFolder, names: Sequence[str], fix: str) -> Iterator[Reason]:
+    """Both make a graph of the torch checkpoint where there is none to take."""
+    if first_of(folder, names) is None and is_loaded_by_torch(folder):
+        yield note(
+            "not there: a graph is made of model.safetensors at each load, which takes its time", file=names[-1],
+            fix=fix if folder.onnx_files else "export it once: 'rankpress compress' with an empty 'passes:'",
+        )  # fmt: skip
+    else:
+        yield from chosen(folder, names, fix=fix)
 
 
 def _run_by_optimum(folder: RankerFolder, files: list[str] | tuple[str, ...]) -> Iterator[Reason]:
@@ -56,9 +75,7 @@ def _sentence_transformers_onnx(folder: RankerFolder) -> Iterator[Reason]:
     yield from configured(folder)
     yield from tokenized(folder)
     yield from before_transformers_5(folder)
-    yield from chosen(
-        folder, USUAL_FILES, fix='pass model_kwargs={"file_name": "onnx/NAME.onnx"}; else it exports anew'
-    )
+    yield from _chosen_or_exported(folder, USUAL_FILES, fix='pass model_kwargs={"file_name": "onnx/NAME.onnx"}')
     if folder.family and folder.n_labels != 1:
         yield obstacle(f"{folder.n_labels} logits per pair", file="config.json", key="id2label")
     yield from _run_by_optimum(folder, USUAL_FILES)

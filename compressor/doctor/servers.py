@@ -22,12 +22,18 @@ from compressor.doctor.graph_rules import (
     operators,
     scores,
 )
-from compressor.doctor.torch_consumers import before_transformers_5, checkpoint, configured
+from compressor.doctor.torch_consumers import (
+    before_transformers_5,
+    checkpoint,
+    configured,
+    is_loaded_by_torch,
+)
 
 _FEEDS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 _LARGEST_FILE_BYTES = 2 * 10**9
 _BERT_IDS = {"first_id": 101, "separator_id": 102}  # what Vespa's tokenInputIds writes into every row
 _BROWSER_DEFAULT = "onnx/model_quantized.onnx"
+_CLASSES_IN_CANDLE = ("bert", "camembert", "distilbert", "modernbert", "roberta", "xlm-roberta")
 _CLASSES_IN_JS = (
     "albert", "bert", "camembert", "convbert", "deberta", "deberta-v2", "distilbert", "electra", "esm", "mobilebert",
     "modernbert", "mpnet", "neobert", "roberta", "roformer", "squeezebert", "xlm", "xlm-roberta",
@@ -36,8 +42,7 @@ _CLASSES_IN_JS = (
 
 def _text_embeddings_inference(folder: RankerFolder) -> Iterator[Reason]:
     yield from configured(folder)
-    config = folder.config
-    if config:
+    if folder.config:
         yield from _served_as_reranker(folder)
     if not folder.has("tokenizer.json"):
         yield obstacle("not there: fast tokenizers alone are read", file="tokenizer.json")
@@ -49,12 +54,27 @@ def _text_embeddings_inference(folder: RankerFolder) -> Iterator[Reason]:
             "not there, as sentence-transformers writes it since 5.4; the file is refused without it",
             file=name, key="max_seq_length", fix="add the longest row in tokens, or remove the file",
         )  # fmt: skip
-    for key in ("hidden_size", "num_hidden_layers"):
-        if config and not isinstance(config.get(key, config.get({"hidden_size": "n_embd"}.get(key, "n_layer"))), int):
-            yield obstacle("not there: its ONNX backend asks for it", file="config.json", key=key)
-    yield from chosen(folder, USUAL_FILES, fix="rename the file that is to be served: no other can be named")
+    not_started = list(_started_by_onnx_runtime(folder))
+    if not_started and folder.family in _CLASSES_IN_CANDLE and is_loaded_by_torch(folder):
+        first = not_started[0]
+        yield note(
+            f"{first.text}; it then reads model.safetensors with its candle backend", file=first.file, key=first.key,
+            fix=first.fix,
+        )  # fmt: skip
+        return
+    yield from not_started
     if graph := graph_of(folder, USUAL_FILES):
         yield from _run_in_float32(folder, graph)
+
+
+def _started_by_onnx_runtime(folder: RankerFolder) -> Iterator[Reason]:
+    config = folder.config
+    for key, alias in (("hidden_size", "n_embd"), ("num_hidden_layers", "n_layer")):
+        if config and not isinstance(config.get(key, config.get(alias)), int):
+            yield obstacle("not there: its ONNX backend asks for it", file="config.json", key=key, fix="write it")
+    yield from chosen(folder, USUAL_FILES, fix="rename the file that is to be served: no other can be named")
+    if graph := graph_of(folder, USUAL_FILES):
+        yield from operators(graph)
 
 
 def _served_as_reranker(folder: RankerFolder) -> Iterator[Reason]:
@@ -77,7 +97,6 @@ def _served_as_reranker(folder: RankerFolder) -> Iterator[Reason]:
 
 
 def _run_in_float32(folder: RankerFolder, graph: GraphFacts) -> Iterator[Reason]:
-    yield from operators(graph)
     yield from scores(graph, by_name=True)
     yield from fed_inputs(graph, _FEEDS)
     yield from int64_inputs(graph)

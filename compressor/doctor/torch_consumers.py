@@ -6,10 +6,13 @@ from collections.abc import Iterator
 
 from compressor.doctor.findings import Consumer, Reason, note, obstacle
 from compressor.doctor.folder import RankerFolder
+from compressor.doctor.graph_facts import TensorFacts
 from compressor.runtime.folder import MANIFEST
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _HEADS = ("classifier", "score")  # what stock classes for sequence classification call theirs
+_WORD_TABLES = ("word_embeddings.weight", "tok_embeddings.weight")
+_OTHER_NAMES, _DEFAULTS = {"hidden_size": "dim"}, {"hidden_size": 768}  # DistilBERT's; all families'
 _SLOW_TOKENIZERS = ("vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model")
 _SINCE_TRANSFORMERS_5 = ("TokenizersBackend", "PythonBackend", "SentencePieceBackend", "MistralCommonBackend")
 _IDENTITY = "torch.nn.modules.linear.Identity"
@@ -83,7 +86,8 @@ def checkpoint(folder: RankerFolder) -> Iterator[Reason]:
                 "no weights of a scoring head: one would be made up at random", file="model.safetensors",
                 key="classifier", fix="save a model for sequence classification",
             )  # fmt: skip
-        if half := sorted({"F16", "BF16"} & set(weights.values())):
+        yield from _of_other_size(folder, weights)
+        if half := sorted({"F16", "BF16"} & {tensor.kind for tensor in weights.values()}):
             yield note(
                 f"weights in {' and '.join(half)}: transformers 5 computes in that, slowly on CPUs",
                 file="model.safetensors", key="dtype", fix="ask for float32 (model_kwargs={'dtype': 'float32'})",
@@ -95,6 +99,27 @@ def checkpoint(folder: RankerFolder) -> Iterator[Reason]:
             fix="fold the head into one logit (relevant minus irrelevant), and write id2label with one entry",
         )  # fmt: skip
     yield from tokenized(folder)
+
+
+def _of_other_size(folder: RankerFolder, weights: dict[str, TensorFacts]) -> Iterator[Reason]:
+    """Yield where the word table is not what ``config.json`` makes transformers build."""
+    table = next((one for name, one in weights.items() if name.endswith(_WORD_TABLES)), None)
+    if table is None or table.shape is None or len(table.shape) != 2 or not folder.config:
+        return
+    for key, found in zip(("vocab_size", "hidden_size"), table.shape, strict=True):
+        told = folder.config.get(key, folder.config.get(_OTHER_NAMES.get(key, key), _DEFAULTS.get(key, found)))
+        if told != found:
+            yield obstacle(
+                f"{told}, where the weights have {found}",
+                file="config.json",
+                key=key,
+                fix="write what the weights have",
+            )
+
+
+def is_loaded_by_torch(folder: RankerFolder) -> bool:
+    """Whether transformers loads the folder's checkpoint as a cross-encoder, whole."""
+    return not any(reason.kind == "obstacle" for reason in checkpoint(folder))
 
 
 def _why_no_checkpoint(folder: RankerFolder) -> str:

@@ -75,7 +75,10 @@ def function_of_its_own(model: onnx.ModelProto) -> None:
 
 def test_operators_that_onnx_runtime_has_not_keep_all_of_its_users_away(folder):
     change_graph(own_operator)(folder)
-    assert refused(folder) == READ_ONNX
+    assert refused(folder) == READ_ONNX - {TEI}  # which reads the torch checkpoint then
+    assert "candle" in reasons(folder, TEI, "note")[0].text
+    (folder / "model.safetensors").unlink()
+    assert refused(folder) == READ_ONNX | READ_TORCH
     (reason,) = reasons(folder, "Vespa")
     assert reason.key == "my.company"
     assert "Polish" in reason.text
@@ -98,7 +101,7 @@ def two_inputs_of_one_shape(model: onnx.ModelProto) -> None:
 
 def test_a_graph_that_onnx_runtime_refuses_is_refused_by_all_of_its_users(folder):
     change_graph(two_inputs_of_one_shape)(folder)
-    assert refused(folder) == READ_ONNX
+    assert refused(folder) == READ_ONNX - {TEI}
     assert "ONNX Runtime" in reasons(folder, "fastembed")[0].text
 
 
@@ -111,7 +114,7 @@ def test_weights_outside_of_the_graph(folder):
     edit("config.json", **{"transformers.js_config": {"use_external_data_format": True}})(folder)
     assert refused(folder) == {"Vespa"}
     (folder / "onnx/model.onnx_data").unlink()
-    assert refused(folder) == READ_ONNX
+    assert refused(folder) == READ_ONNX - {TEI}
 
 
 def test_weights_outside_of_the_folder_are_not_there(folder, tmp_path):
