@@ -89,6 +89,23 @@ def test_a_function_that_the_file_defines_is_no_such_operator(folder):
     assert refused(folder) == set()
 
 
+def in_a_branch(model: onnx.ModelProto) -> None:
+    model.opset_import.append(helper.make_opsetid("my.company", 1))
+    value = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])
+    nodes = [
+        helper.make_node("Constant", [], ["x"], value_float=1.0),
+        helper.make_node("Polish", ["x"], ["y"], domain="my.company"),
+    ]
+    branch = helper.make_graph(nodes, "branch", [], [value])
+    model.graph.initializer.append(helper.make_tensor("yes", TensorProto.BOOL, [], [True]))
+    model.graph.node.append(helper.make_node("If", ["yes"], ["z"], then_branch=branch, else_branch=branch))
+
+
+def test_operators_are_found_in_branches(folder):
+    change_graph(in_a_branch)(folder)
+    assert read_graph(folder, "onnx/model.onnx").operators["my.company"] == ("Polish",)
+
+
 def move_weights_out(model: onnx.ModelProto) -> None:
     onnx.external_data_helper.convert_model_to_external_data(
         model, all_tensors_to_one_file=True, location="model.onnx_data", size_threshold=512
