@@ -94,6 +94,16 @@ def fed_inputs(graph: GraphFacts, fed: Sequence[str] = _RANKER_INPUTS) -> Iterat
             )  # fmt: skip
 
 
+def declared_inputs(graph: GraphFacts) -> Iterator[Reason]:
+    """Yield inputs that the consumer feeds to every graph, and this one does not have."""
+    for name in _RANKER_INPUTS[:2]:
+        if graph.input(name) is None:
+            yield obstacle(
+                f"no input {name}, which it feeds", file=graph.file, key=name,
+                fix="export a graph with input_ids and attention_mask",
+            )  # fmt: skip
+
+
 def int64_inputs(graph: GraphFacts) -> Iterator[Reason]:
     """Yield inputs of another type than int64, which the consumer feeds."""
     for one in graph.inputs:

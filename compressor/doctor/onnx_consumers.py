@@ -12,6 +12,7 @@ from compressor.doctor.folder import PairTemplate, RankerFolder
 from compressor.doctor.graph_rules import (
     USUAL_FILES,
     chosen,
+    declared_inputs,
     fed_inputs,
     first_of,
     free_axes,
@@ -137,6 +138,7 @@ def _flashrank(folder: RankerFolder) -> Iterator[Reason]:
         yield from operators(graph)
         yield from scores(graph, by_name=False)
         yield from fed_inputs(graph)
+        yield from declared_inputs(graph)
         yield from int64_inputs(graph)
         yield from free_axes(graph)
         yield from _segments(folder, graph.input("token_type_ids") is not None, graph.file)

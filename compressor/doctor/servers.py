@@ -12,6 +12,7 @@ from compressor.doctor.graph_rules import (
     USUAL_FILES,
     bundled_runtime,
     chosen,
+    declared_inputs,
     fed_inputs,
     first_of,
     free_axes,
@@ -99,6 +100,7 @@ def _served_as_reranker(folder: RankerFolder) -> Iterator[Reason]:
 def _run_in_float32(folder: RankerFolder, graph: GraphFacts) -> Iterator[Reason]:
     yield from scores(graph, by_name=True)
     yield from fed_inputs(graph, _FEEDS)
+    yield from declared_inputs(graph)
     yield from int64_inputs(graph)
     yield from free_axes(graph)
     yield from _float_output(graph)

@@ -149,7 +149,7 @@ def test_foreign_folders_load_where_their_rules_are_kept(tmp_path):
     found = verdicts(path)
     # The tokenizer gives type ids of 1, FlashRank feeds them, and this graph has no such input.
     assert refused(path) == READ_TORCH | {"FlashRank", TEI, ST_ONNX, "transformers.js"}
-    assert reasons(path, "FlashRank")[0].key == "post_processor"
+    assert [one.key for one in reasons(path, "FlashRank")] == ["post_processor"]
     assert {one.key for one in reasons(path, TEI)} >= {"architectures", "id2label", "max_position_embeddings"}
     assert reasons(path, TORCH)[0].text == "no weights for torch"
     assert found["optimum-onnx"] == "loads"
@@ -161,6 +161,7 @@ def test_foreign_folders_load_where_their_rules_are_kept(tmp_path):
     [
         ({"inputs": {**LONG, "position_ids": TensorProto.INT64}}, {OWN_RUNTIME, "fastembed", "optimum-onnx"}),
         ({"inputs": dict.fromkeys(LONG, TensorProto.INT32)}, {"fastembed"}),
+        ({"inputs": {"input_ids": TensorProto.INT64}}, {OWN_RUNTIME}),
         ({"inputs": LONG, "output": "relevance"}, {"optimum-onnx"}),
         ({"inputs": LONG, "columns": 2}, {OWN_RUNTIME, "fastembed", "optimum-onnx", "Vespa"}),
         ({"inputs": LONG, "axes": [1, 32]}, {OWN_RUNTIME, "fastembed", "optimum-onnx"}),
@@ -172,6 +173,12 @@ def test_graphs_that_some_consumers_cannot_feed_or_read(tmp_path, change, expect
     always = READ_TORCH | {"FlashRank", TEI, "transformers.js"}
     assert refused(path) - always - {ST_ONNX} == expected
     assert (ST_ONNX in refused(path)) == ("optimum-onnx" in expected)
+
+
+def test_an_input_that_some_feed_to_every_graph_is_missed_by_them(tmp_path):
+    path = foreign(tmp_path / "foreign", graph(inputs={"input_ids": TensorProto.INT64}))
+    for consumer in ("FlashRank", TEI):
+        assert "attention_mask" in {one.key for one in reasons(path, consumer)}, consumer
 
 
 def test_half_precision_logits_are_refused_by_the_server_that_reads_float32(tmp_path):
