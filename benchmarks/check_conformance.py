@@ -148,7 +148,11 @@ def run(subject: Subject, python: Path, jobs: Sequence[tuple[Path, str]], lists:
             raise RunError(f"{subject.consumer} took longer than {TIMEOUT_S} s") from None
         if done.returncode or not output.is_file():
             return [Outcome(scores=None, error=last_line(done.stderr, done.returncode))] * len(jobs)
-        return outcomes(json.loads(output.read_text(encoding="utf-8")))
+        told = json.loads(output.read_text(encoding="utf-8"))
+    for (folder, _), job in zip(jobs, told["jobs"], strict=True):
+        if "error" in job:  # where the folder lies says nothing
+            job["error"] = job["error"].replace(str(folder.resolve()), name_of(folder))
+    return outcomes(told)
 
 
 def outcomes(told: dict[str, Any]) -> list[Outcome]:

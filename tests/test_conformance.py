@@ -120,7 +120,7 @@ LENGTHS = """
 from jobs import main
 def load(folder, file):
     if folder.endswith("broken"):
-        raise OSError("no such file")
+        raise OSError(f"nothing in {folder}")
     return file
 main(load, lambda ranker, query, documents: ([len(one) for one in documents], "Identity"), "pytest")
 """
@@ -133,7 +133,7 @@ def test_a_script_tells_what_each_job_gave(tmp_path, monkeypatch):
     subject = Subject(consumer="lengths", script="with_lengths.py", environment="none")
     jobs = [(tmp_path / "broken", "onnx/model.onnx"), (tmp_path / "whole", "onnx/model.onnx")]
     failed, scored = run(subject, Path(sys.executable), jobs, [("a", ["bb", "c"]), ("d", ["eee"])])
-    assert failed.error == "OSError: no such file"
+    assert failed.error == "OSError: nothing in broken"
     assert failed.scores is None
     assert scored.scores == (2, 1, 3)
     assert list(scored.versions) == ["pytest"]
