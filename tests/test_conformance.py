@@ -173,3 +173,22 @@ def test_an_environment_that_cannot_be_made_is_told(tmp_path, monkeypatch):
     with pytest.raises(RunError, match="ResolutionImpossible"):
         interpreter_of("flashrank", tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+RECORDED = Path(__file__).resolve().parent.parent / "benchmarks" / "results" / "conformance.json"
+
+
+def test_the_recorded_run_bears_the_doctor_out_and_is_quoted_as_recorded():
+    rows = json.loads(RECORDED.read_text(encoding="utf-8"))["rows"]
+    assert not [row["disagreement"] for row in rows if row["disagreement"]]
+    assert {row["consumer"] for row in rows if row["loaded"]} == {one.consumer for one in SUBJECTS}
+    quoted = (RECORDED.parent.parent / "README.md").read_text(encoding="utf-8").splitlines()
+    for subject in SUBJECTS:
+        (line,) = [line for line in quoted if line.startswith(f"| {subject.consumer} |")]
+        cells = [cell.strip() for cell in line.split("|")[3:-1]]
+        found = {(row["folder"], row["file"]): row for row in rows if row["consumer"] == subject.consumer}
+        folders = ("teacher", "int8", "int8_of_7_bits", "fewer_tokens")
+        for cell, folder in zip(cells, folders, strict=True):
+            row = found[folder, "onnx/model.onnx"]
+            told = f"{row['max_difference']:.0e}, {row['kendall_tau']:.3f}" if row["loaded"] else "does not load"
+            assert cell == told, (subject.consumer, folder)

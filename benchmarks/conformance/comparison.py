@@ -137,7 +137,8 @@ def table(comparisons: Sequence[Comparison]) -> str:
         gap += " (sigmoid)" if one.loaded and one.activation == "Sigmoid" else ""
         tau = "" if one.kendall_tau is None else f"{one.kendall_tau:.3f}"
         said = one.expected.replace("_", " ")
-        last = f"**{one.disagreement}**" if one.disagreement else _shortened(one.error)
+        marked = f"**{one.disagreement}**" if one.disagreement else ""
+        last = " ".join(filter(None, (marked, _shortened(one.error))))
         cells = [one.folder, f"`{one.file}`", one.consumer, said, "yes" if one.loaded else "no", gap, tau, last]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
