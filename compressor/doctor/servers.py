@@ -28,6 +28,7 @@ from compressor.doctor.torch_consumers import (
     checkpoint,
     configured,
     is_loaded_by_torch,
+    segments_taken,
 )
 
 _FEEDS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
@@ -217,6 +218,7 @@ def _external_in_js(folder: RankerFolder, graph: GraphFacts) -> Iterator[Reason]
 def _infinity(folder: RankerFolder) -> Iterator[Reason]:
     yield from checkpoint(folder)
     yield from before_transformers_5(folder)
+    yield from segments_taken(folder)
     classes = folder.config.get("architectures")
     if folder.config and not any("SequenceClassification" in str(name) for name in _list(classes)):
         yield obstacle(

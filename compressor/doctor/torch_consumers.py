@@ -11,6 +11,9 @@ from compressor.runtime.folder import MANIFEST
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _HEADS = ("classifier", "score")  # what stock classes for sequence classification call theirs
+_WITHOUT_SEGMENTS = ("distilbert", "modernbert")
+_GIVE_SEGMENTS = ("BertTokenizer", "BertTokenizerFast", "ElectraTokenizer", "ElectraTokenizerFast",
+                  "PreTrainedTokenizerFast", "TokenizersBackend")  # fmt: skip
 _WORD_TABLES = ("word_embeddings.weight", "tok_embeddings.weight")
 _OTHER_NAMES, _DEFAULTS = {"hidden_size": "dim"}, {"hidden_size": 768}  # DistilBERT's; all families'
 _SLOW_TOKENIZERS = ("vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model")
@@ -101,6 +104,17 @@ def checkpoint(folder: RankerFolder) -> Iterator[Reason]:
     yield from tokenized(folder)
 
 
+def segments_taken(folder: RankerFolder) -> Iterator[Reason]:
+    """Yield where the tokenizer gives segments that the model does not take, and the consumer hands on all of it."""
+    settings = folder.object("tokenizer_config.json")
+    name = settings.get("tokenizer_class")
+    if folder.family in _WITHOUT_SEGMENTS and name in _GIVE_SEGMENTS and "model_input_names" not in settings:
+        yield obstacle(
+            f"not there: {name} gives token_type_ids, which {folder.family} does not take",
+            file="tokenizer_config.json", key="model_input_names", fix='write ["input_ids", "attention_mask"]',
+        )  # fmt: skip
+
+
 def _of_other_size(folder: RankerFolder, weights: dict[str, TensorFacts]) -> Iterator[Reason]:
     """Yield where the word table is not what ``config.json`` makes transformers build."""
     table = next((one for name, one in weights.items() if name.endswith(_WORD_TABLES)), None)
@@ -173,6 +187,7 @@ def modules(folder: RankerFolder) -> Iterator[Reason]:
 
 def _rerankers(folder: RankerFolder) -> Iterator[Reason]:
     yield from checkpoint(folder)
+    yield from segments_taken(folder)
     path = str(folder.path).lower()
     if words := [word for word in _RERANKERS_WORDS if word in path]:
         yield note(

@@ -71,6 +71,7 @@ def test_every_consumer_loads_what_we_export(exported):
         (edit("tokenizer_config.json", extra_special_tokens=["[Q]"]), BEFORE_5),
         (edit("config.json", pad_token_id=None), {"FlashRank"}),
         (edit("config.json", hidden_size=None), {TEI} | READ_TORCH),
+        (edit("config.json", model_type="distilbert"), {"rerankers", "infinity"}),  # whose tokenizer gives segments
         (edit("config.json", vocab_size=7), READ_TORCH),
         (edit("config.json", architectures=["BertModel"]), {TEI, "infinity"}),
         (edit("config.json", id2label={"0": "no", "1": "yes"}), {TEI, ST_ONNX} | READ_TORCH),

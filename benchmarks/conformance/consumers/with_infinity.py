@@ -1,4 +1,4 @@
-"""infinity with its torch engine, raw scores asked for; its optimum engine cannot open a folder's file."""
+"""infinity with its torch engine, raw scores asked for. What fails inside of it is never told: hence the timeout."""
 
 from infinity_emb import EngineArgs, SyncEngineArray
 from jobs import main
@@ -10,7 +10,7 @@ def load(folder, file):
 
 
 def score(ranker, query, documents):
-    found, _ = ranker.rerank(model="ranker", query=query, docs=documents, raw_scores=True).result()
+    found, _ = ranker.rerank(model="ranker", query=query, docs=documents, raw_scores=True).result(timeout=900)
     return [one.relevance_score for one in sorted(found, key=lambda one: one.index)], "Identity"
 
 
