@@ -28,6 +28,7 @@ from compressor.doctor.torch_consumers import (
     before_transformers_5,
     configured,
     is_loaded_by_torch,
+    long_queries,
     modules,
     tokenized,
 )
@@ -40,6 +41,7 @@ def _optimum(folder: RankerFolder) -> Iterator[Reason]:
     yield from configured(folder)
     yield from tokenized(folder)
     yield from before_transformers_5(folder)
+    yield from long_queries(folder)
     # Any file called model.onnx is the standard one, wherever it lies; a sole file of another name is taken, too.
     named = [name for name in folder.onnx_files if PurePosixPath(name).name == "model.onnx"] or folder.onnx_files
     yield from _chosen_or_exported(folder, named or USUAL_FILES, fix=_ASK_FOR_FILE)
@@ -76,6 +78,7 @@ def _sentence_transformers_onnx(folder: RankerFolder) -> Iterator[Reason]:
     yield from configured(folder)
     yield from tokenized(folder)
     yield from before_transformers_5(folder)
+    yield from long_queries(folder)
     yield from _chosen_or_exported(folder, USUAL_FILES, fix='pass model_kwargs={"file_name": "onnx/NAME.onnx"}')
     if folder.family and folder.n_labels != 1:
         yield obstacle(f"{folder.n_labels} logits per pair", file="config.json", key="id2label")
@@ -106,6 +109,7 @@ def _fastembed(folder: RankerFolder) -> Iterator[Reason]:
             key="model_max_length", fix="write the longest row that the model was trained with, such as 512",
         )  # fmt: skip
     yield from _padding_token(settings, folder)
+    yield from long_queries(folder)
     yield from chosen(folder, USUAL_FILES[::-1], fix="name it in add_custom_model(model_file=...)")
     if graph := graph_of(folder, USUAL_FILES[::-1]):
         yield from operators(graph)
@@ -133,6 +137,7 @@ def _flashrank(folder: RankerFolder) -> Iterator[Reason]:
     if settings and not isinstance(settings.get("model_max_length"), int | float):
         yield obstacle("no number", file="tokenizer_config.json", key="model_max_length", fix="write the longest row")
     yield from _padding_token(settings, folder)
+    yield from long_queries(folder)
     yield from chosen(folder, USUAL_FILES[::-1], fix="name it in flashrank.Config.model_file_map")
     if graph := graph_of(folder, USUAL_FILES[::-1]):
         yield from operators(graph)

@@ -28,6 +28,7 @@ from compressor.doctor.torch_consumers import (
     checkpoint,
     configured,
     is_loaded_by_torch,
+    long_queries,
     segments_taken,
 )
 
@@ -219,6 +220,7 @@ def _infinity(folder: RankerFolder) -> Iterator[Reason]:
     yield from checkpoint(folder)
     yield from before_transformers_5(folder)
     yield from segments_taken(folder)
+    yield from long_queries(folder)
     classes = folder.config.get("architectures")
     if folder.config and not any("SequenceClassification" in str(name) for name in _list(classes)):
         yield obstacle(

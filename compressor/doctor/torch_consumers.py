@@ -11,6 +11,7 @@ from compressor.runtime.folder import MANIFEST
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _HEADS = ("classifier", "score")  # what stock classes for sequence classification call theirs
+_SHORT_ROW = 128  # tokens; in longer rows a query is not the longer text
 _WITHOUT_SEGMENTS = ("distilbert", "modernbert")
 _GIVE_SEGMENTS = ("BertTokenizer", "BertTokenizerFast", "ElectraTokenizer", "ElectraTokenizerFast",
                   "PreTrainedTokenizerFast", "TokenizersBackend")  # fmt: skip
@@ -105,13 +106,25 @@ def checkpoint(folder: RankerFolder) -> Iterator[Reason]:
 
 
 def segments_taken(folder: RankerFolder) -> Iterator[Reason]:
-    """Yield where the tokenizer gives segments that the model does not take, and the consumer hands on all of it."""
+    """Yield where the tokenizer gives segments that the model does not take: transformers 4 refuses them."""
     settings = folder.object("tokenizer_config.json")
     name = settings.get("tokenizer_class")
     if folder.family in _WITHOUT_SEGMENTS and name in _GIVE_SEGMENTS and "model_input_names" not in settings:
         yield obstacle(
             f"not there: {name} gives token_type_ids, which {folder.family} does not take",
             file="tokenizer_config.json", key="model_input_names", fix='write ["input_ids", "attention_mask"]',
+        )  # fmt: skip
+
+
+def long_queries(folder: RankerFolder) -> Iterator[Reason]:
+    """Yield that rows are so short that a query may be the longer text, which the consumer cuts first."""
+    length = folder.object("tokenizer_config.json").get("model_max_length")
+    if isinstance(length, int) and length < _SHORT_ROW:
+        yield note(
+            f"rows of {length} tokens: the longer of both texts is cut, where rankpress cuts the document and leaves "
+            "the query whole",
+            file="tokenizer_config.json", key="model_max_length", moves_scores=True,
+            fix="shorten queries beforehand; others score alike",
         )  # fmt: skip
 
 
@@ -167,6 +180,7 @@ def activation(folder: RankerFolder) -> Iterator[Reason]:
 
 def _sentence_transformers(folder: RankerFolder) -> Iterator[Reason]:
     yield from checkpoint(folder)
+    yield from long_queries(folder)
     yield from activation(folder)
     yield from modules(folder)
 
@@ -187,7 +201,7 @@ def modules(folder: RankerFolder) -> Iterator[Reason]:
 
 def _rerankers(folder: RankerFolder) -> Iterator[Reason]:
     yield from checkpoint(folder)
-    yield from segments_taken(folder)
+    yield from long_queries(folder)
     path = str(folder.path).lower()
     if words := [word for word in _RERANKERS_WORDS if word in path]:
         yield note(

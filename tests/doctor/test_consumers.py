@@ -57,7 +57,7 @@ def test_every_consumer_loads_what_we_export(exported):
         (write("onnx/model.onnx", b"\x08\x07 no graph"), READ_ONNX - {TEI}),
         (write("onnx/model.onnx", b""), READ_ONNX - {TEI}),
         (write("onnx/model.onnx", b"version https://git-lfs.github.com/spec/v1\n"), READ_ONNX - {TEI}),
-        (remove("config.json"), ALL - {OWN_RUNTIME, "fastembed", "Vespa"}),
+        (remove("config.json"), ALL - {"fastembed", "Vespa"}),  # nothing else tells how many positions there are
         (write("config.json", b'{"model_type": '), ALL - {"Vespa"}),
         (remove("special_tokens_map.json"), {"FlashRank"}),
         (write("special_tokens_map.json", b"[]"), READ_TORCH | READ_ONNX - {TEI, "Vespa", "transformers.js"}),
@@ -71,7 +71,7 @@ def test_every_consumer_loads_what_we_export(exported):
         (edit("tokenizer_config.json", extra_special_tokens=["[Q]"]), BEFORE_5),
         (edit("config.json", pad_token_id=None), {"FlashRank"}),
         (edit("config.json", hidden_size=None), {TEI} | READ_TORCH),
-        (edit("config.json", model_type="distilbert"), {"rerankers", "infinity"}),  # whose tokenizer gives segments
+        (edit("config.json", model_type="distilbert"), {"infinity"}),  # its tokenizer gives segments
         (edit("config.json", vocab_size=7), READ_TORCH),
         (edit("config.json", architectures=["BertModel"]), {TEI, "infinity"}),
         (edit("config.json", id2label={"0": "no", "1": "yes"}), {TEI, ST_ONNX} | READ_TORCH),
@@ -110,6 +110,16 @@ def test_a_path_that_rerankers_would_guess_wrongly_from(folder):
     (reason,) = reasons(folder, "rerankers", "note")
     assert "'t5'" in reason.text
     assert "cross-encoder" in reason.fix
+
+
+def test_short_rows_are_told_to_be_cut_otherwise(folder):
+    edit("tokenizer_config.json", model_max_length=40)(folder)
+    diagnosis = examine(folder)
+    cutting = {
+        one.consumer for one in diagnosis.findings if "model_max_length" in {reason.key for reason in one.reasons}
+    }
+    assert cutting == {TORCH, ST_ONNX, "optimum-onnx", "fastembed", "FlashRank", "rerankers", "infinity"}
+    assert all(diagnosis.of(name).moves_scores and diagnosis.of(name).verdict != "does_not_load" for name in cutting)
 
 
 def test_sigmoids_are_told(folder):

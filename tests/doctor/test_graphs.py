@@ -57,6 +57,7 @@ def foreign(path: Path, model: onnx.ModelProto, **config: Any) -> Path:
     onnx.save(model, path / "model.onnx")
     for name, content in tokenizer_files().items():
         (path / name).write_bytes(content)
+    edit("tokenizer_config.json", model_max_length=512)(path)
     (path / "config.json").write_text(json.dumps({"model_type": "distilbert", "pad_token_id": 0, **config}))
     return path
 
@@ -191,4 +192,4 @@ def test_a_list_ranker_is_scored_pair_by_pair_elsewhere(tmp_path):
     diagnosis = examine(tmp_path / "model")
     for consumer in READ_ONNX - {OWN_RUNTIME}:
         assert "cascade" in {reason.key for reason in diagnosis.of(consumer).reasons}, consumer
-    assert {diagnosis.of(consumer).verdict for consumer in READ_TORCH - {"infinity"}} == {"loads"}
+    assert "does_not_load" not in {diagnosis.of(consumer).verdict for consumer in READ_TORCH}
