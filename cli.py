@@ -217,12 +217,8 @@ def score(
 def pack(
     folder: Folder,
     out: Annotated[Path, typer.Option(help="The file to write.")],
-    values: Annotated[
-        str, typer.Option(help="How numbers are held: exact, float16 or int8. The last two change scores.")
-    ] = "exact",
-    main_only: Annotated[
-        bool, typer.Option("--main-only", help="Leave out graphs and checkpoints that are not the main file.")
-    ] = False,
+    values: Annotated[str, typer.Option(help="Numbers: exact, float16 or int8. The last two change scores.")] = "exact",
+    main_only: Annotated[bool, typer.Option("--main-only", help="Leave out all other graphs and checkpoints.")] = False,
 ) -> None:
     """Write a folder as one small file: zeros of a sparse ranker's matrices cost a bit each. Nothing runs faster."""
     from compressor.commands import pack as write
@@ -239,10 +235,17 @@ def unpack(
     """Make the folder that consumers load from a packed file; hashes are checked, and torch is not needed."""
     from compressor.runtime.packed import unpack as read
 
-    header = read(file, out, most_bytes=int(max_gb * 1e9))
-    typer.echo(f"{out}: {len(header.files)} files, {header.size_bytes / 1e6:,.1f} MB")
-    if header.rounded != "exact":
-        typer.echo(f"matrices were rounded to {header.rounded}: measure this folder, its scores are its own")
+    typer.echo(read(file, out, most_bytes=int(max_gb * 1e9)).described(out))
+
+
+@app.command()
+def doctor(
+    folder: Folder, json_: Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")] = False
+) -> None:
+    """Say which runtimes can load a folder, which not, and why. Exit codes: 0 rankpress's own can, 3 it can not."""
+    from compressor.doctor.terminal import show_diagnosis
+
+    raise typer.Exit(show_diagnosis(folder, as_json=json_))
 
 
 @app.command()

@@ -34,6 +34,7 @@ BLOCKS: list[tuple[str, set[str]]] = [
     ("passes", {"passes"}),
     ("pipeline", {"pipeline"}),
     ("bench", {"bench"}),
+    ("doctor", {"doctor"}),
     ("commands", {"baselines", "measured_card", "console", "prepare", "compress", "commands", "retrieve", "score"}),
     ("cli", {"cli"}),
 ]  # fmt: skip
@@ -44,8 +45,8 @@ BASE_ONLY = {"plain records", "runtime", "cli"}
 HEAVY = ("torch", "transformers", "onnx", "safetensors", "sentence_transformers", "matplotlib", "scipy", "bm25s")
 LIGHT = [
     "compressor/*.py", "compressor/runtime/*.py", "compressor/data/*.py", "compressor/bench/*.py",
-    "compressor/passes/*.py", "compressor/ranker/__init__.py", "compressor/ranker/spec.py", "compressor/ranker/cost.py",
-    "compressor/ranker/history.py", "compressor/ranker/tokenizer_files.py",
+    "compressor/doctor/*.py", "compressor/passes/*.py", "compressor/ranker/__init__.py", "compressor/ranker/spec.py",
+    "compressor/ranker/cost.py", "compressor/ranker/history.py", "compressor/ranker/tokenizer_files.py",
 ]  # fmt: skip
 
 MAX_LINES = 300

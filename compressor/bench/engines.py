@@ -67,7 +67,7 @@ def open_engine(request: dict[str, Any]) -> Engine:
         case "onnx_cuda":
             return GpuEngine(folder, request["file"], threads, target="cuda")
         case "sentence_transformers" | "sentence_transformers_bf16" as engine:
-            from compressor.bench.sentence_transformers_engine import SentenceTransformers
+            from compressor.bench.cross_encoder_predict import SentenceTransformers
 
             return SentenceTransformers(folder, threads, "bfloat16" if engine.endswith("bf16") else "float32")
         case "onnx_tensorrt":

@@ -47,9 +47,10 @@ def write_config(ranker: Ranker) -> dict[str, Any]:
 def tokenizer_files(ranker: Ranker) -> dict[str, bytes]:
     """Return the tokenizer's files as every consumer wants them, by name.
 
-    ``tokenizer_config.json`` gets a finite ``model_max_length`` and a string ``pad_token``,
-    ``special_tokens_map.json`` is flat, ``tokenizer.json`` has no baked-in truncation or padding, and a WordPiece
-    vocabulary is also written as ``vocab.txt``. Files that the ranker has beside these are kept.
+    ``tokenizer_config.json`` gets a finite ``model_max_length``, a string ``pad_token`` and, where the model takes no
+    segments, the names of its inputs; ``special_tokens_map.json`` is flat, ``tokenizer.json`` has no baked-in
+    truncation or padding, and a WordPiece vocabulary is also written as ``vocab.txt``. Files that the ranker has beside
+    these are kept.
 
     Raises:
         InputError: ``tokenizer.json`` has no token with the spec's ``pad_id``.
@@ -65,6 +66,8 @@ def tokenizer_files(ranker: Ranker) -> dict[str, bytes]:
     settings.update(special)
     settings["model_max_length"] = ranker.spec.max_length
     settings.setdefault("tokenizer_class", _TOKENIZER_CLASSES[ranker.spec.family])
+    if ranker.spec.embeddings.segments is None:  # a class of tokenizers may give segments that the model does not take
+        settings["model_input_names"] = ["input_ids", "attention_mask"]
     if tokenizer.get("truncation") or tokenizer.get("padding"):
         tokenizer["truncation"] = tokenizer["padding"] = None
         files["tokenizer.json"] = _dump(tokenizer)

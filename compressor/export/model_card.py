@@ -117,7 +117,8 @@ for hit in ranker.rank("a question", ["a passage", "another passage"], top_k=1):
 _CROSS_ENCODER = """## Use
 
 Scores are raw logits: higher is more relevant, and no sigmoid or softmax is applied. Apply a sigmoid where a number
-between 0 and 1 is wanted; the order stays the same.
+between 0 and 1 is wanted; the order stays the same. `rankpress doctor PATH/TO/THIS/FOLDER` says which runtimes and
+servers load this folder, and why others do not.
 
 **rankpress** (numpy, tokenizers and ONNX Runtime; no torch)
 

@@ -97,6 +97,13 @@ class Header(Record):
     def size_bytes(self) -> int:
         return sum(file.size_bytes for file in self.files)
 
+    def described(self, folder: Path) -> str:
+        """Say what the folder is that was made of the pack."""
+        size = f"{folder}: {len(self.files)} files, {self.size_bytes / 1e6:,.1f} MB"
+        if self.rounded == "exact":
+            return size
+        return f"{size}\nmatrices were rounded to {self.rounded}: measure this folder, its scores are its own"
+
 
 def unpack(path: Path, folder: Path, *, most_bytes: int = DEFAULT_MOST_BYTES) -> Header:
     """Make the folder of a pack; it appears whole or not at all.

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from compressor.bench.cross_encoder_predict import SentenceTransformers
 from compressor.bench.engines import OnnxEngine, TorchPadded
 from compressor.bench.rows import RowSpec
 from compressor.bench.run import run_bench
-from compressor.bench.sentence_transformers_engine import SentenceTransformers
 from compressor.bench.worker_process import WorkerProcess
 from compressor.errors import InputError
 from compressor.gate_settings import BenchSettings

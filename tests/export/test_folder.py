@@ -110,6 +110,18 @@ def quirky(**changes: object) -> dict[str, bytes]:
     return files | {name: json.dumps(value).encode() for name, value in changes.items()}
 
 
+@pytest.mark.parametrize("has_segments", [True, False])
+def test_tokenizers_give_no_segments_to_models_that_take_none(has_segments, tmp_path):
+    from transformers import AutoTokenizer
+
+    embeddings = tiny_spec().embeddings
+    ranker = build_ranker(tiny_spec() if has_segments else tiny_spec(embeddings=embeddings.changed(segments=None)))
+    for name, content in tokenizer_files(ranker).items():
+        (tmp_path / name).write_bytes(content)
+    given = AutoTokenizer.from_pretrained(tmp_path, local_files_only=True)("a dog", "a tree")
+    assert ("token_type_ids" in given) == has_segments
+
+
 def test_foreign_tokenizer_files_are_mended():
     config = {"model_max_length": 10**30, "pad_token": {"content": "[PAD]", "special": True}, "max_length": 9}
     ranker = build_ranker().changed(tokenizer_files=quirky(**{"tokenizer_config.json": config}))
