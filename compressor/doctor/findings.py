@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 Verdict = Literal["loads", "loads_with_note", "does_not_load"]
 Evidence = Literal["run", "read"]
-"""Rules that were held against the consumer itself, by ``benchmarks/check_conformance.py``, or read in its documentation or sources."""
+"""Held against the consumer, by ``benchmarks/check_conformance.py``, or read in its documentation or sources."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
