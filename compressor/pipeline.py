@@ -118,7 +118,9 @@ def make_stages(
     for index, (place, step) in enumerate(_placed(recipe)):
         step.check_data(load)
         data = {need: load(need).fingerprint for need in DATA_NEEDS if need in step.needs()}
-        key = sha256_json([key, step.verb, step.model_dump(mode="json"), dict(step.fingerprints()), data])
+        # A setting that is not used is left out: one that comes with a later version leaves stored stages as they are.
+        settings = step.model_dump(mode="json", exclude_none=True)
+        key = sha256_json([key, step.verb, settings, dict(step.fingerprints()), data])
         stages.append(Stage(step=step, place=place, folder=folder / f"{index + 1}-{step.verb}-{key[:16]}"))
     return stages
 

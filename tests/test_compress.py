@@ -20,7 +20,8 @@ import compressor.pipeline as pipeline
 from compressor import compress
 from compressor.bench.report import read_report
 from compressor.families import load_teacher, stock_checkpoint
-from compressor.recipe import Recipe
+from compressor.passes.quantize import Quantize
+from compressor.recipe import DataSection, Recipe
 from compressor.runtime import OnnxRanker
 from compressor.storage import read_json
 from tests.tiny import build_data
@@ -155,6 +156,19 @@ def test_a_teacher_that_turns_out_bad_leaves_no_folder(room, monkeypatch, capsys
     assert rankpress(monkeypatch, "compress", write_recipe(room), "--out", "made") == 3
     assert "teacher: head.output.weight: found 16 NaN or infinite weights" in capsys.readouterr().err
     assert not (room / "made").exists()
+
+
+def test_a_setting_that_a_later_version_adds_and_nobody_uses_leaves_stages_as_they_are(tmp_path):
+    class Later(Quantize):
+        more: int | None = None
+
+    def name(step):
+        recipe = Recipe(teacher="packaged", data=DataSection(), passes=(step,))
+        (stage,) = pipeline.make_stages(recipe, "f", lambda need: pytest.fail("no data are read"), tmp_path)
+        return stage.folder.name
+
+    assert name(Later()) == name(Quantize())
+    assert name(Later(more=1)) != name(Quantize()) != name(Quantize(reduce_range=True))
 
 
 def test_stages_depend_on_settings_seed_and_data(room):

@@ -200,6 +200,7 @@ class TrainingPass(TrainingSettings, Pass):
             supply.note("trained_parameters", sum(one.numel() for one in module.parameters() if one.requires_grad))
         objective.begin(module, StepPlan(source=source, settings=settings, seed=supply.seed).count())
 
+        named = self.model_dump(mode="json", exclude_none=True)  # as in the names of stages
         result = train(
             module,
             source,
@@ -214,7 +215,7 @@ class TrainingPass(TrainingSettings, Pass):
             prepare=objective.prepare,
             parts=self.parts(ranker.spec, supply.seed),
             rewinds=objective.rewinds,
-            key=sha256_json([self.verb, self.model_dump(mode="json"), dict(self.fingerprints()), ranker.fingerprint]),
+            key=sha256_json([self.verb, named, dict(self.fingerprints()), ranker.fingerprint]),
         )
         _report(result, supply)
         return ranker.changed(weights=settle(objective.settled(result.weights)))
