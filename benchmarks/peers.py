@@ -40,6 +40,7 @@ from compressor.bench.rows import RowSpec
 from compressor.bench.schema import Report
 from compressor.bench.targets import present_targets, rows_on_targets
 from compressor.console import say
+from compressor.cpu import isa_flags
 from compressor.errors import Fault, InputError, RankpressError
 from compressor.gate_settings import STOCK_ONNX, TORCH, Target
 from compressor.prepare import Prepared
@@ -81,6 +82,7 @@ def measure(prepared: Prepared, folders: Sequence[RowSpec], depths: Sequence[int
     baselines = {row.name: row for row in baseline_rows(place / "baselines", teacher, say)}
     stock, checkpoint = baselines[STOCK_ONNX], baselines[TORCH].folder
     peers, more = peer_rows(stock, place, pairs, targets)
+    slow = _why_no_bf16()
     rows = [
         *rows_on_targets([stock], targets),
         baselines[TORCH],
@@ -88,12 +90,14 @@ def measure(prepared: Prepared, folders: Sequence[RowSpec], depths: Sequence[int
             name="sentence_transformers", kind="baseline", folder=checkpoint, engine="sentence_transformers",
             scores_of=STOCK_ONNX,
         ),
-        RowSpec(
-            name="sentence_transformers_bf16", kind="baseline", folder=checkpoint, engine="sentence_transformers_bf16"
+        *(
+            RowSpec(name=name, kind="baseline", folder=checkpoint, engine=name)
+            for name in ("sentence_transformers_bf16",) if not slow
         ),
         *(peer.changed(kind="baseline") for peer in peers),
         *folders,
     ]  # fmt: skip
+    notes += [f"sentence_transformers_bf16 was left out: {slow}."] if slow else []
     reports = []
     for data in prepared.desk.tests:
         for depth in depths:
@@ -108,6 +112,12 @@ def measure(prepared: Prepared, folders: Sequence[RowSpec], depths: Sequence[int
                 )
             )  # fmt: skip
     return reports
+
+
+def _why_no_bf16() -> str:
+    """Say why bf16 would take minutes for a list in torch; empty where the CPU has it."""
+    has_it = {"avx512_bf16", "amx_bf16", "bf16"} & set(isa_flags())
+    return "" if has_it else "torch emulates bf16 on this CPU, at about one pair per second"
 
 
 def _folders(path: Path, named: dict[str, str]) -> list[RowSpec]:

@@ -1,11 +1,11 @@
 """Which students keep what of their teacher? Trains the variants of a study and measures their quality side by side.
 
 A study is a recipe with `variants` in place of `passes`: a name, and the passes of that student. Each is trained
-through the pipeline, exported in fp32 and scored on every test collection. Nothing is timed but training. Reported are,
-for each variant and collection, nDCG@10, its mean paired loss to the teacher in percent of the teacher's, with the
-one-sided 95 % bound (BCa bootstrap over queries), Kendall's tau to the teacher, and the mean loss over all collections,
-and over all but the first, whose bounds resample the queries of each. Curves of training, one plot per quantity, all
-variants in it.
+through the pipeline, exported as its passes left it and scored on every test collection. Nothing is timed but training.
+Reported are, for each variant and collection, nDCG@10, its mean paired loss to the teacher in percent of the teacher's,
+with the one-sided 95 % bound (BCa bootstrap over queries), Kendall's tau to the teacher, and the mean loss over all
+collections, and over all but the first, whose bounds resample the queries of each. Curves of training, one plot per
+quantity, all variants in it.
 
 Variants share their stages: what two of them begin with is done once. Killed? Start it again: stored stages,
 checkpoints and scores are used.
@@ -156,7 +156,8 @@ def report(result: Mapping[str, Any]) -> str:
     lines = [
         f"# Students: {result['study']}", "",
         f"{machine['cpu']}, {result['threads']} threads, torch {versions['torch']}, seed {result['seed']}. "
-        f"Trained on {train['name']} ({train['pairs']:,} candidate pairs). Tested on {tests}; fp32 graphs.", "",
+        f"Trained on {train['name']} ({train['pairs']:,} candidate pairs). Tested on {tests}; graphs "
+        "in fp32, unless passes round them.", "",
         f"Loss: mean paired loss of {MEASURE} in percent of the teacher's mean, and its one-sided 95 % bound.", "",
         line(heads), line(["---"] * len(heads)),
     ]  # fmt: skip
