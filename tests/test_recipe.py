@@ -67,6 +67,8 @@ def test_shipped_recipes_load_and_say_what_they_are_for(path):
     assert header.startswith("#")
     for word in ("Goal", "Expected", "Command", "Time"):
         assert word in header, f"{path.name}: the header comment does not give its {word.lower()}"
+        said = header.split(word, 1)[1].split("\n", 1)[0].split()
+        assert len(said) > 1, f"{path.name}: its {word.lower()} is '{' '.join(said)}', which says nothing"
 
 
 def packaged_shape():
