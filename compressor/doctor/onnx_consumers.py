@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
+from compressor.doctor.file_rules import opened, pair_template_read
 from compressor.doctor.findings import Consumer, Reason, note, obstacle
 from compressor.doctor.folder import PairTemplate, RankerFolder
 from compressor.doctor.graph_rules import (
@@ -98,8 +99,7 @@ def _fastembed(folder: RankerFolder) -> Iterator[Reason]:
     for name in ("tokenizer_config.json", "config.json", "special_tokens_map.json"):
         if fault := folder.fault_of(name):
             yield obstacle(fault, file=name, fix="write it again")
-    if isinstance(folder.pair_template, str):
-        yield obstacle(folder.pair_template, file="tokenizer.json", fix="save the checkpoint's tokenizer again")
+    yield from pair_template_read(folder)
     settings = folder.object("tokenizer_config.json")
     if folder.has("tokenizer_config.json") and not any(
         _is_length(settings.get(key)) for key in ("model_max_length", "max_length")
@@ -122,15 +122,11 @@ def _fastembed(folder: RankerFolder) -> Iterator[Reason]:
 
 
 def _flashrank(folder: RankerFolder) -> Iterator[Reason]:
-    for name in ("config.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.json"):
-        if not folder.has(name):
-            yield obstacle(
-                "not there, and it is opened", file=name, fix="save it from the checkpoint, by transformers 4"
-            )
-        elif name != "tokenizer.json" and (fault := folder.fault_of(name)):
-            yield obstacle(fault, file=name, fix="write it again")
-    if isinstance(folder.pair_template, str):
-        yield obstacle(folder.pair_template, file="tokenizer.json", fix="save the checkpoint's tokenizer again")
+    yield from opened(
+        folder, ("config.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.json"),
+        fix="save it from the checkpoint, by transformers 4",
+    )  # fmt: skip
+    yield from pair_template_read(folder)
     if folder.config and not isinstance(folder.config.get("pad_token_id"), int):
         yield obstacle("no whole number", file="config.json", key="pad_token_id", fix="write the padding token's id")
     settings = folder.object("tokenizer_config.json")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from compressor.doctor.file_rules import opened, pair_template_read
 from compressor.doctor.findings import Consumer, Reason, note, obstacle
 from compressor.doctor.folder import PairTemplate, RankerFolder
 from compressor.doctor.graph_facts import GraphFacts
@@ -49,8 +50,7 @@ def _text_embeddings_inference(folder: RankerFolder) -> Iterator[Reason]:
         yield from _served_as_reranker(folder)
     if not folder.has("tokenizer.json"):
         yield obstacle("not there: fast tokenizers alone are read", file="tokenizer.json")
-    if isinstance(folder.pair_template, str):
-        yield obstacle(folder.pair_template, file="tokenizer.json", fix="save the checkpoint's tokenizer again")
+    yield from pair_template_read(folder)
     name = "sentence_bert_config.json"
     if folder.has(name) and not isinstance(folder.object(name).get("max_seq_length"), int):
         yield obstacle(
@@ -123,8 +123,7 @@ def _float_output(graph: GraphFacts) -> Iterator[Reason]:
 def _vespa(folder: RankerFolder) -> Iterator[Reason]:
     if not folder.has("tokenizer.json"):
         yield obstacle("not there: its embedder reads it", file="tokenizer.json")
-    if isinstance(folder.pair_template, str):
-        yield obstacle(folder.pair_template, file="tokenizer.json", fix="save the checkpoint's tokenizer again")
+    yield from pair_template_read(folder)
     yield from chosen(folder, USUAL_FILES[::-1], fix="name the file in the schema's onnx-model")
     graph = graph_of(folder, USUAL_FILES[::-1])
     if graph is None:
@@ -175,13 +174,8 @@ def _transformers_js(folder: RankerFolder) -> Iterator[Reason]:
             f"{folder.family}, for which it has no AutoModelForSequenceClassification", file="config.json",
             key="model_type",
         )  # fmt: skip
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        if not folder.has(name):
-            yield obstacle("not there", file=name, fix="save the checkpoint's tokenizer into the folder")
-        elif name != "tokenizer.json" and (fault := folder.fault_of(name)):
-            yield obstacle(fault, file=name, fix="write it again")
-    if isinstance(folder.pair_template, str):
-        yield obstacle(folder.pair_template, file="tokenizer.json", fix="save the checkpoint's tokenizer again")
+    yield from opened(folder, ("tokenizer.json", "tokenizer_config.json"))
+    yield from pair_template_read(folder)
     files = (USUAL_FILES[1],) if first_of(folder, USUAL_FILES[1:]) else (_BROWSER_DEFAULT,)
     yield from chosen(folder, files, fix="move the file to onnx/, where it is looked for")
     if graph := graph_of(folder, files):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from compressor.doctor.file_rules import pair_template_read
 from compressor.doctor.findings import Consumer, Reason, note, obstacle
 from compressor.doctor.folder import RankerFolder
 from compressor.doctor.graph_facts import TensorFacts
@@ -50,8 +51,7 @@ def tokenized(folder: RankerFolder) -> Iterator[Reason]:
     """Yield why transformers finds no tokenizer."""
     if not folder.has("tokenizer.json") and not any(map(folder.has, _SLOW_TOKENIZERS)):
         yield obstacle("no tokenizer", file="tokenizer.json", fix="save the checkpoint's tokenizer into the folder")
-    if isinstance(folder.pair_template, str):
-        yield obstacle(folder.pair_template, file="tokenizer.json", fix="save the checkpoint's tokenizer again")
+    yield from pair_template_read(folder)
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         if fault := folder.fault_of(name):
             yield obstacle(fault, file=name, fix="save the checkpoint's tokenizer again")
