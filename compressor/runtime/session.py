@@ -8,6 +8,7 @@ from pathlib import Path
 
 import onnxruntime as ort
 
+from compressor.cpu import SATURATING, cpu_class
 from compressor.errors import Fault, InputError, suggest
 from compressor.runtime.threads import available_threads
 
@@ -62,8 +63,10 @@ def session_options(threads: int) -> ort.SessionOptions:
     options.log_severity_level = _ERRORS_ONLY
     options.add_session_config_entry("session.intra_op.allow_spinning", "1")
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    # Weights become uint8 where sums would saturate, and nowhere else: it is off by default, for its cost in time.
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    # Weights become uint8, off by default for its cost in time. ONNX Runtime heeds it on AMX, too, where no sum
+    # saturates and products of uint8 by uint8 run at a quarter of the speed.
+    wants_wide_sums = cpu_class() in (*SATURATING, "unknown")
+    options.add_session_config_entry("session.x64quantprecision", "1" if wants_wide_sums else "0")
     return options
 
 

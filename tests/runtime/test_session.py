@@ -8,7 +8,7 @@ import onnxruntime as ort
 import pytest
 
 from compressor.errors import InputError
-from compressor.runtime.session import open_session, runtime_message
+from compressor.runtime.session import open_session, runtime_message, session_options
 from compressor.runtime.threads import available_threads
 from tests.runtime.tiny_folder import graph
 
@@ -32,6 +32,15 @@ def test_options(path: Path) -> None:
     assert options.get_session_config_entry("session.force_spinning_stop") == "1"
     assert open_session(path).get_session_options().intra_op_num_threads == available_threads()
     assert open_session(path, providers=["CPUExecutionProvider"]).get_providers() == ["CPUExecutionProvider"]
+
+
+@pytest.mark.parametrize(
+    ("cpu", "asked"), [("avx2", "1"), ("avx512", "1"), ("unknown", "1"), ("avx512_vnni", "0"), ("amx_int8", "0")]
+)
+def test_wide_sums_are_asked_for_where_sums_may_saturate(cpu: str, asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elsewhere they are exact already, and ONNX Runtime would give up AMX for them."""
+    monkeypatch.setattr("compressor.runtime.session.cpu_class", lambda: cpu)
+    assert session_options(threads=1).get_session_config_entry("session.x64quantprecision") == asked
 
 
 def test_integer_products_do_not_saturate(tmp_path: Path) -> None:
