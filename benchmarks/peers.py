@@ -8,6 +8,9 @@ A study is a recipe without passes, and with ``folders``, our rankers by name, f
 - ``stock_ort_int8``, ``stock_onnx_fp32 @ openvino`` and ``@ openvino_bf16``, ``stock_nncf_int8 @ openvino``: see
   `precision_speed.py`.
 
+Our folders run in ONNX Runtime, and those with a graph in standard ops (`export: {portable: true}`) in OpenVINO, too,
+in bf16 where the CPU has it.
+
 Every row runs in a process of its own; rows take turns query by query, and a ratio is the median of those within such
 turns. What is not installed, or not in the CPU, is left out in words. For each test collection and depth:
 ``report.json`` and ``report.html``, a plot of latency against quality for each number of threads; and all tables in one
@@ -44,6 +47,7 @@ from compressor.cpu import isa_flags
 from compressor.errors import Fault, InputError, RankpressError
 from compressor.gate_settings import STOCK_ONNX, TORCH, Target
 from compressor.prepare import Prepared
+from compressor.runtime.folder import PORTABLE_FILE
 from compressor.storage import write_whole
 
 N_CALIBRATION_PAIRS, SEED = 300, 12
@@ -95,7 +99,7 @@ def measure(prepared: Prepared, folders: Sequence[RowSpec], depths: Sequence[int
             for name in ("sentence_transformers_bf16",) if not slow
         ),
         *(peer.changed(kind="baseline") for peer in peers),
-        *folders,
+        *(row for folder in folders for row in rows_on_targets([folder], _targets_of(folder, targets))),
     ]  # fmt: skip
     notes += [f"sentence_transformers_bf16 was left out: {slow}."] if slow else []
     reports = []
@@ -112,6 +116,14 @@ def measure(prepared: Prepared, folders: Sequence[RowSpec], depths: Sequence[int
                 )
             )  # fmt: skip
     return reports
+
+
+def _targets_of(folder: RowSpec, targets: Sequence[Target]) -> list[Target]:
+    """Return where a folder of ours runs: in ONNX Runtime, and in OpenVINO's faster precision what it can open."""
+    found: list[Target] = ["onnxruntime"]
+    faster: Target = "openvino_bf16" if "openvino_bf16" in targets else "openvino"
+    has_standard_graph = (folder.folder / PORTABLE_FILE).is_file()
+    return [*found, faster] if has_standard_graph and faster in targets else found
 
 
 def _why_no_bf16() -> str:

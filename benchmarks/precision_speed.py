@@ -9,7 +9,7 @@ Peers, all made of the teacher's stock export (`torch.onnx.export`):
 
 Ours: the written graph in fp32 (``rankpress_fp32``, the row that speed refers to) and in every scheme of `quantize`, of
 the teacher and of a cut of it (``cut_...``: `prune_widths` to half of the multiply-adds), each in ONNX Runtime, and its
-portable graph in OpenVINO. Passes see the same calibration pairs as NNCF.
+portable graph in OpenVINO, what is in fp32 in bf16, too. Passes see the same calibration pairs as NNCF.
 
 Every row runs in a process of its own on the same candidate lists, threads and sorted batches; rows take turns query by
 query, and a ratio is the median of those within such turns. What is not installed is left out in words. Results:
@@ -96,7 +96,7 @@ def measure(arguments: argparse.Namespace) -> Report:
     rows = [
         *rows_on_targets([stock], targets),
         *peers,
-        *rows_on_targets(written, [target for target in targets if target != "openvino_bf16"]),
+        *(row for folder in written for row in rows_on_targets([folder], _targets_of(folder.name, targets))),
     ]
     settings = BenchSettings(
         threads=(arguments.threads,), candidates=arguments.depth, measures=(MEASURE,), n_queries=arguments.timed,
@@ -106,6 +106,11 @@ def measure(arguments: argparse.Namespace) -> Report:
         rows, [data], settings, teacher=STOCK_ONNX, cache=arguments.out / "scores", title="precision_speed",
         notes=[*notes, *more],
     )  # fmt: skip
+
+
+def _targets_of(name: str, targets: Sequence[Target]) -> list[Target]:
+    """Return the targets of a folder of ours: bf16 is another precision of what is in fp32, and of nothing else."""
+    return [target for target in targets if target != "openvino_bf16" or name.endswith(FP32)]
 
 
 def _written(

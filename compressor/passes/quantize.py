@@ -19,7 +19,7 @@ from compressor.passes.precision_schemes import (
 )
 from compressor.passes.refusals import refuse_quantized, refuse_token_rules
 from compressor.ranker.cost import linears_of, tables_of
-from compressor.ranker.rounding import roundable_linears, with_precisions
+from compressor.ranker.rounding import head_linears, roundable_linears, with_precisions
 from compressor.ranker.spec import (
     DenseSparseForm,
     Int4Blocks,
@@ -46,7 +46,7 @@ _DEFAULT_PERCENTILE, _DEFAULT_PAIRS = 99.99, 256
 
 @register("quantize")
 class Quantize(Pass):
-    """Compute linear layers, and store lookup tables, in fewer bits; the scoring head and exits stay fp32.
+    """Compute linear layers, and store lookup tables, in fewer bits; exits stay fp32, and by default the scoring head.
 
     ``scheme``:
     ``int8_dynamic``: weights in 8 bits per output channel, activations in 8 bits by their range in each call.
@@ -72,6 +72,7 @@ class Quantize(Pass):
     `export: {builds: [int8_reduced_range]}` puts such a build beside one of 8 bits.
     ``embeddings``: round the lookup tables too, to 8 bits with one scale per row, or to half precision (bytes, not
     speed). ``int4``, with schemes of whole numbers: the token table in 4 bits by blocks, the small ones in 8.
+    ``head`` (whole numbers): round the wide matrix of the scoring head like the others; what gives the score stays fp32.
     ``keep_fp32``: linears that stay as they are: names (``layers.11.ffn.down``), patterns (``*.ffn.down``), or numbers
     of layers from 0, negative ones from the end.
     ``keep_within``: how far scores may move. Each linear's part in it is measured, and as few multiply-adds (or bytes)
@@ -92,6 +93,7 @@ class Quantize(Pass):
     block_size: Literal[32, 64, 128] | None = None
     reduce_range: bool = False
     embeddings: bool | Literal["int4"] = True
+    head: bool = False
     keep_fp32: tuple[int | str, ...] = ()
     keep_within: KeepWithin | None = None
 
@@ -99,6 +101,8 @@ class Quantize(Pass):
     def _settings_fit_the_scheme(self) -> Self:
         if self.embeddings == "int4" and self.scheme not in WHOLE_NUMBERS:
             raise ValueError(f"embeddings: int4 belongs to schemes of whole numbers, not to {self.scheme}")
+        if self.head and self.scheme not in WHOLE_NUMBERS:
+            raise ValueError(f"head belongs to schemes of whole numbers, not to {self.scheme}: leave it out")
         for name, schemes in SETTINGS_OF.items():
             if name == "block_size" and self.embeddings == "int4":
                 continue
@@ -143,7 +147,8 @@ class Quantize(Pass):
             ranges = self._observed(ranker, precisions, pairs)
             placed = self.keep_within.placed(ranker, precisions, table, ranges, supply)
         if self.rounding != "nearest":
-            low = [name for name, precision in precisions.items() if placed.get(name) == precision]
+            fitted = set(roundable_linears(ranker.spec))  # layer by layer, which the head is none of
+            low = [name for name, one in precisions.items() if name in fitted and placed.get(name) == one]
             ranker = self._fitted(ranker, low, pairs, self.rounding, supply)
         ranges = self._observed(ranker, placed, pairs)
         if ranges:
@@ -182,7 +187,7 @@ class Quantize(Pass):
             raise PlanError(
                 "all linears", allowed="some of them", fix="leave quantize out to keep all", setting="keep_fp32"
             )
-        return dict.fromkeys(rounded, precision)
+        return dict.fromkeys([*rounded, *(head_linears(spec) if self.head else ())], precision)
 
     @property
     def _calibrates(self) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from compressor.ranker.cost import linears_of, tables_of
 from compressor.ranker.spec import (
+    ClassifierHead,
     Float32,
     Int8Rows,
     LinearPrecision,
@@ -21,6 +22,11 @@ from compressor.records import Record
 def roundable_linears(spec: RankerSpec) -> list[str]:
     """Return the names of the linears that passes round: all but those of the head and of exits, in order."""
     return [name for name, _ in linears_of(spec) if not name.startswith("head.") and ".exit." not in name]
+
+
+def head_linears(spec: RankerSpec) -> list[str]:
+    """Return the names of the head's linears that can be rounded: its wide one, not the one that gives the score."""
+    return [name for name, _ in linears_of(spec) if name == "head.dense"]
 
 
 def is_rounded(spec: RankerSpec) -> bool:
@@ -40,9 +46,9 @@ def with_precisions(
         table: the precision of every lookup table; of 4 bits, of the token table, and the small ones take 8.
 
     Raises:
-        ValueError: there is no such linear outside the head and the exits, or fp16 and bf16 meet in one layer.
+        ValueError: there is no such linear, it gives scores or belongs to an exit, or fp16 and bf16 meet in one layer.
     """
-    unknown = sorted(linears.keys() - set(roundable_linears(spec)))
+    unknown = sorted(linears.keys() - {*roundable_linears(spec), *head_linears(spec)})
     if unknown:
         raise ValueError(f"no linears to round: {', '.join(unknown)}")
 
@@ -75,8 +81,12 @@ def in_fp32(spec: RankerSpec) -> RankerSpec:
 
 
 def _with_parts(spec: RankerSpec, change: Callable[[str, LinearSpec | TableSpec], Record]) -> RankerSpec:
-    """Return a spec with its tables and its linears changed by name, those of the head and of exits excepted."""
+    """Return a spec with its tables and its linears changed by name, those that give scores and of exits excepted."""
+    head = spec.head
+    if isinstance(head, ClassifierHead) and head.dense:
+        head = head.changed(dense=change("head.dense", head.dense))
     return spec.changed(
+        head=head,
         embeddings=_changed("embeddings", spec.embeddings, change),
         layers=tuple(
             layer.changed(

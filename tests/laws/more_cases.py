@@ -59,6 +59,7 @@ MORE_CASES = {
     "quantize int8_blocks": _rounding(1e-3, 5e-3, scheme="int8_blocks", block_size=64),
     "quantize int4_blocks": _rounding(1e-3, 5e-3, scheme="int4_blocks", keep_fp32=(0, "*.ffn.down")),
     "quantize int4 tokens": _rounding(1e-3, 5e-3, scheme="int8_blocks", embeddings="int4"),
+    "quantize head": _rounding(1e-3, 5e-3, scheme="int8_static", head=True, n_pairs=16),
     "quantize gptq": _rounding(1e-3, 5e-3, scheme="int4_blocks", rounding="gptq", n_pairs=16),
     "quantize awq": _rounding(1e-3, 5e-3, scheme="int4_blocks", rounding="awq", n_pairs=16),
     "quantize fp16": _rounding(1e-3, 5e-3, scheme="fp16"),

@@ -139,8 +139,19 @@ def test_each_linear_may_have_a_precision_of_its_own(tiny_ranker, tiny_pairs, tm
     }  # fmt: skip
     with pytest.raises(RunError, match=r"input_ranges: missing, expected \[1, 2\]"):
         quantized(tiny_ranker, chosen)
-    with pytest.raises(ValueError, match=r"no linears to round: head\.dense"):
-        quantized(tiny_ranker, {"head.dense": Int8Dynamic()})
+    with pytest.raises(ValueError, match=r"no linears to round: head\.output"):
+        quantized(tiny_ranker, {"head.output": Int8Dynamic()})
+
+
+@pytest.mark.parametrize("scheme", ["int8_dynamic", "int4_blocks"])
+def test_the_head_is_rounded_where_that_is_asked_for(tiny_ranker, scheme):
+    asked, not_asked = (
+        dict(linears_of(Quantize(scheme=scheme, head=head).plan(tiny_ranker.spec))) for head in (True, False)
+    )
+    assert asked["head.dense"].precision == asked["layers.0.ffn.up"].precision
+    assert asked["head.output"].precision.kind == not_asked["head.dense"].precision.kind == "fp32"
+    with pytest.raises(ValidationError, match="head belongs to schemes of whole numbers, not to fp16"):
+        Quantize(scheme="fp16", head=True)
 
 
 def test_half_precisions_do_not_mix_within_a_layer(tiny_ranker):
