@@ -72,7 +72,7 @@ class Quantize(Pass):
     `export: {builds: [int8_reduced_range]}` puts such a build beside one of 8 bits.
     ``embeddings``: round the lookup tables too, to 8 bits with one scale per row, or to half precision (bytes, not
     speed). ``int4``, with schemes of whole numbers: the token table in 4 bits by blocks, the small ones in 8.
-    ``head`` (whole numbers): round the wide matrix of the scoring head like the others; what gives the score stays fp32.
+    ``head`` (whole numbers): round the wide matrix of the scoring head, too; what gives the score stays fp32.
     ``keep_fp32``: linears that stay as they are: names (``layers.11.ffn.down``), patterns (``*.ffn.down``), or numbers
     of layers from 0, negative ones from the end.
     ``keep_within``: how far scores may move. Each linear's part in it is measured, and as few multiply-adds (or bytes)
