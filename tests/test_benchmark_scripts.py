@@ -60,7 +60,7 @@ def test_a_broken_study_is_refused(tmp_path: Path, text: str, found: str) -> Non
 
 def test_variants_share_the_folder_of_their_stages_and_leave_no_recipe_behind(tmp_path: Path) -> None:
     path = tmp_path / "study.yaml"
-    path.write_text(STUDY + "  two: [quantize: {}]\n")
+    path.write_text(STUDY + "  two: [quantize: {scheme: int8_dynamic}]\n")
     prepared = prepare_variants(path, read_study(path), tmp_path / "out")
     folders = {stage.folder.parent for one in prepared.values() for stage in one.stages}
     assert folders == {tmp_path / "out" / "stages"}

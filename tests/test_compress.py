@@ -20,6 +20,7 @@ import compressor.pipeline as pipeline
 from compressor import compress
 from compressor.bench.report import read_report
 from compressor.families import load_teacher, stock_checkpoint
+from compressor.passes.precision_schemes import Scheme
 from compressor.passes.quantize import Quantize
 from compressor.recipe import DataSection, Recipe
 from compressor.runtime import OnnxRanker
@@ -89,7 +90,7 @@ def test_the_whole_road(room, monkeypatch, capsys):
     assert (made / "report.html").read_text().startswith("<!doctype html>")
 
     manifest = read_json(made / "model" / "rankpress.json")
-    expected = {"scheme": "int8_dynamic", "embeddings": True, "reduce_range": False}
+    expected = {"scheme": "int8_static", "embeddings": True, "reduce_range": False}
     assert manifest["recipe"]["passes"][1]["quantize"].items() >= expected.items()
     assert manifest["report"]["gate"] == "pass"
     assert "| r |" in (made / "model" / "README.md").read_text()
@@ -160,6 +161,7 @@ def test_a_teacher_that_turns_out_bad_leaves_no_folder(room, monkeypatch, capsys
 
 def test_a_setting_that_a_later_version_adds_and_nobody_uses_leaves_stages_as_they_are(tmp_path):
     class Later(Quantize):
+        scheme: Scheme = "int8_dynamic"
         more: int | None = None
 
     def name(step):
@@ -167,8 +169,9 @@ def test_a_setting_that_a_later_version_adds_and_nobody_uses_leaves_stages_as_th
         (stage,) = pipeline.make_stages(recipe, "f", lambda need: pytest.fail("no data are read"), tmp_path)
         return stage.folder.name
 
-    assert name(Later()) == name(Quantize())
-    assert name(Later(more=1)) != name(Quantize()) != name(Quantize(reduce_range=True))
+    now = Quantize(scheme="int8_dynamic")
+    assert name(Later()) == name(now)
+    assert name(Later(more=1)) != name(now) != name(Quantize(scheme="int8_dynamic", reduce_range=True))
 
 
 def test_stages_depend_on_settings_seed_and_data(room):

@@ -45,7 +45,7 @@ def faults(tmp_path, text, overrides=()):
 def test_defaults_are_written_back(tmp_path):
     recipe = load(tmp_path, GOOD)
     written = yaml.safe_load(recipe.dump_yaml())
-    assert written["passes"][1]["quantize"].items() >= {"scheme": "int8_dynamic", "embeddings": True}.items()
+    assert written["passes"][1]["quantize"].items() >= {"scheme": "int8_static", "embeddings": True}.items()
     assert written["bench"]["candidates"] == 100
     assert written["seed"] == 12
     assert parse_recipe(written, registered(), "again") == recipe
@@ -142,13 +142,13 @@ FAULTY = [
     ("teacher: packaged\npasses: [{quantize: {}, drop_layers: {}}]", ["r.yaml: passes.0: found {'quantize': {}, "
       "'drop_layers': {}}; allowed: one verb with its settings, such as '- quantize: {scheme: int8_dynamic}'"]),
     ("teacher: packaged\npasses: [{quantize: fast}]", ["r.yaml: passes.0.quantize: found 'fast'; allowed: a mapping of "
-      "settings: scheme, rounding, observer, percentile, n_pairs, block_size, reduce_range, embeddings, keep_fp32, "
-      "keep_within"]),
+      "settings: scheme, rounding, observer, percentile, n_pairs, block_size, reduce_range, embeddings, head, "
+      "keep_fp32, keep_within"]),
     ("teacher: packaged\npasses: [{quantize: {scheme: int8_dinamic}}]", ["r.yaml: passes.0.quantize.scheme: found "
       "'int8_dinamic'; allowed: 'int8_dynamic', 'int8_static', 'int8_blocks', 'int4_blocks', 'fp16', 'bf16' or "
       "'none'; did you mean 'int8_dynamic'?"]),
     ("teacher: packaged\npasses: [{quantize: {embedings: true}}]", ["r.yaml: passes.0.quantize.embedings: found the "
-      "unknown key 'embedings'; allowed: block_size, embeddings, keep_fp32, keep_within, n_pairs, observer, "
+      "unknown key 'embedings'; allowed: block_size, embeddings, head, keep_fp32, keep_within, n_pairs, observer, "
       "percentile, reduce_range, rounding, scheme; did you mean 'embeddings'?"]),
     ("teacher: packaged\npasses: [drop_layers]", ["r.yaml: passes.0.drop_layers.keep: found nothing; allowed: a value: "
       "this key is required"]),

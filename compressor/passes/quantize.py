@@ -50,7 +50,8 @@ class Quantize(Pass):
 
     ``scheme``:
     ``int8_dynamic``: weights in 8 bits per output channel, activations in 8 bits by their range in each call.
-    ``int8_static``: the same, with ranges that calibration pairs fix; no pass over activations to find them.
+    ``int8_static``: the same, with ranges that calibration pairs fix; no pass over activations to find them, and a
+    pair's score does not depend on its batch: the default.
     ``int8_blocks``, ``int4_blocks``: weights by blocks of inputs, activations in 8 bits by blocks of each token
     (`MatMulNBits`; 8 bits want ONNX Runtime 1.22 or later).
     ``fp16``, ``bf16``: whole layers in half precision, for GPUs, in a file of its own beside one in fp32.
@@ -85,7 +86,7 @@ class Quantize(Pass):
     reports by how much. All other schemes round each token by itself.
     """
 
-    scheme: Scheme = "int8_dynamic"
+    scheme: Scheme = "int8_static"
     rounding: Literal["nearest", "gptq", "awq"] = "nearest"
     observer: Literal["min_max", "percentile", "entropy"] | None = None
     percentile: Annotated[float, Field(gt=50, le=100)] | None = None

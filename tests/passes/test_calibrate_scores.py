@@ -70,7 +70,9 @@ def test_least_squares_comes_nearest(teacher, tiny_data, texts):
 
 
 def test_a_quantized_ranker_keeps_its_rounding(teacher, tiny_data, texts):
-    rounded = Quantize().apply(on_another_scale(teacher, 3, 1), supply_for(Quantize(), None, teacher))
+    rounded = Quantize(scheme="int8_dynamic").apply(
+        on_another_scale(teacher, 3, 1), supply_for(Quantize(scheme="int8_dynamic"), None, teacher)
+    )
     found = run(rounded, teacher, tiny_data)
     assert [each.attention.query.precision.kind for each in found.spec.layers] == ["int8_dynamic"] * 2
     assert found.score(texts).std() == pytest.approx(teacher.score(texts).std(), rel=1e-3)

@@ -226,17 +226,17 @@ def test_exits_may_be_added_to_a_subclone(elastic, ranker, tiny_data):
 
 
 def test_quantizing_and_cutting_may_stand_in_either_order(elastic):
-    first_cut = run(Quantize(), run(CutAtExit(layer=1), elastic))
-    first_rounded = run(CutAtExit(layer=1), run(Quantize(), elastic))
+    first_cut = run(Quantize(scheme="int8_dynamic"), run(CutAtExit(layer=1), elastic))
+    first_rounded = run(CutAtExit(layer=1), run(Quantize(scheme="int8_dynamic"), elastic))
     assert first_cut.fingerprint == first_rounded.fingerprint
     assert first_cut.spec.layers[1].ffn.up.precision.kind == "int8_dynamic"
     assert first_cut.spec.head.dense.precision.kind == "fp32"
-    (promise,) = Quantize().promises(run(Quantize(), elastic))
+    (promise,) = Quantize(scheme="int8_dynamic").promises(run(Quantize(scheme="int8_dynamic"), elastic))
     assert promise.check(first_rounded) is None
 
 
 def test_exits_after_quantizing_are_refused(ranker):
-    fault = refusal(AddExits(), run(Quantize(), ranker))
+    fault = refusal(AddExits(), run(Quantize(scheme="int8_dynamic"), ranker))
     assert "put add_exits before quantize" in fault.fix
 
 

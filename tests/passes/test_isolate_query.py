@@ -142,12 +142,13 @@ def test_masked_torch_equals_rows_apart(reach, tiny_pairs):
     (row,) = ranker.tokenizer.encode_pairs(tiny_pairs[:1]).input_ids
     end = row.tolist().index(SEPARATOR) + 1
     inputs = {"input_ids": torch.tensor(row)[None], "attention_mask": torch.ones(1, len(row), dtype=torch.long)}
-    found = ranker.module.trace(**inputs, relations=[1]).states[2][1:end]
+    module = ranker.module.double()  # in fp32, rows of other lengths take other kernels, which sum in another order
+    found = module.trace(**inputs, relations=[1]).states[2][1:end]
     alone = TokenLayout.of(torch.ones(1, end - 1), positions=torch.arange(1, end))
-    values = ranker.module.embed(alone, inputs["input_ids"][:, 1:end], None)
-    for each in ranker.module.layers:
+    values = module.embed(alone, inputs["input_ids"][:, 1:end], None)
+    for each in module.layers:
         values = each(values, alone)
-    torch.testing.assert_close(found, values, atol=1e-6, rtol=0)
+    torch.testing.assert_close(found, values, atol=1e-12, rtol=0)
 
 
 BERT = tiny.tiny_spec()
@@ -155,7 +156,7 @@ REFUSED = {
     "a bi-encoder": (BERT.changed(head=SimilarityHead(pool="first")), "a bi-encoder"),
     "twice": (SPECS["isolated"], "isolates queries already"),
     "a cascade": (cascading().spec, "a ranker that has a cascade"),
-    "rounded": (Quantize().plan(BERT), "a quantized ranker"),
+    "rounded": (Quantize(scheme="int8_dynamic").plan(BERT), "a quantized ranker"),
 }
 
 

@@ -171,7 +171,7 @@ def linear(whole, tiny_data):
         PruneWidths(budget={"macs": 0.6}, round_to=4),
         PruneWidths(budget={"macs": 0.6}, round_to=4, importance="fisher", compensate="rescale"),
         PruneGreedily(max_divergence=0.01, n_lists=4, neuron_group=8),
-        Quantize(),
+        Quantize(scheme="int8_dynamic"),
         Subclone(ffn_width=8, heads=1),
         Subclone(ffn_width=8, heads=1, weights="subcloned"),
     ],

@@ -120,7 +120,7 @@ _CODES = _ATOMS.attention.value.changed(form=DenseSparseForm(codes="rows", atoms
             {},
             r"layers\.0\.attention\.value, stored as atoms",
         ),
-        (Quantize().plan(SPECS["bert"]), {}, "a quantized ranker"),
+        (Quantize(scheme="int8_dynamic").plan(SPECS["bert"]), {}, "a quantized ranker"),
     ],
 )
 def test_what_cannot_be_smoothed_is_refused(spec, settings, found):

@@ -235,8 +235,8 @@ RULED = PLAIN.changed(layers=(tiny.tiny_layer(token_rule=PoolRule(stride=2)), *P
     [
         (keep(budget={"macs": 0.5}), RULED, "lets tokens go behind layer 0", "layers"),
         (pool(budget={"macs": 0.5}), RULED, "lets tokens go behind layer 0", "layer"),
-        (keep(budget={"macs": 0.5}), Quantize().plan(PLAIN), "a quantized ranker", ""),
-        (pool(budget={"latency": 0.5}), Quantize().plan(PLAIN), "a quantized ranker", ""),
+        (keep(budget={"macs": 0.5}), Quantize(scheme="int8_dynamic").plan(PLAIN), "a quantized ranker", ""),
+        (pool(budget={"latency": 0.5}), Quantize(scheme="int8_dynamic").plan(PLAIN), "a quantized ranker", ""),
         (keep(budget={"macs": 0.9}), NO_ATTENTION, "without an attention to judge tokens by", "layers"),
         (keep(budget={"macs": 0.5}), PLAIN.changed(layers=PLAIN.layers[:1]), "a ranker of one layer", ""),
         (pool(budget={"macs": 0.5}, layer=4), PLAIN, "layer 4 of a ranker of 5 layers", "layer"),
