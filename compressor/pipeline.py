@@ -222,7 +222,8 @@ def _unmet_needs(recipe: Recipe, source: Path) -> Iterable[Fault]:
                     source=source,
                     where=place,
                     found=f"a pass that needs {need} data, and no data.{need}",
-                    fix=f"add to data: '{need}: COLLECTION/SPLIT'",
+                    fix=f"add to data: '{need}: COLLECTION/SPLIT'"
+                    + (f", or set {step.without_data}" if step.without_data else ""),
                 )
     if recipe.gate and not recipe.data.test:
         fix = "add to data: 'test: [COLLECTION/SPLIT]', or remove the gate"

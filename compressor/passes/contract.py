@@ -123,6 +123,11 @@ class Pass(Record, ABC):
         """Return the data that these settings call for."""
         return frozenset()
 
+    @property
+    def without_data(self) -> str:
+        """Settings by which the pass needs no data, as the fix of an unmet need goes on: "scheme: int8_dynamic"."""
+        return ""
+
     def placed(self, base: Path) -> Self:
         """Return the settings with relative paths made absolute, starting from ``base``."""
         return self

@@ -127,6 +127,11 @@ class Quantize(Pass):
     def needs(self) -> frozenset[Need]:
         return frozenset({"calibration"} if self._calibrates or self.keep_within else ())
 
+    @property
+    def without_data(self) -> str:
+        fitted = self.rounding != "nearest" or self.keep_within
+        return "" if fitted else "scheme: int8_dynamic, which finds ranges as it runs"
+
     def plan(self, spec: RankerSpec) -> RankerSpec:
         refuse_quantized(spec, self.verb)
         self._refuse_half_rules(spec)

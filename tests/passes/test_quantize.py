@@ -126,6 +126,11 @@ def test_only_fixed_ranges_need_calibration():
     }
 
 
+def test_who_has_no_calibration_data_hears_which_scheme_needs_none():
+    assert Quantize().without_data.startswith("scheme: int8_dynamic")
+    assert not Quantize(scheme="int4_blocks", rounding="gptq").without_data, "weights are fitted with any scheme"
+
+
 def test_each_linear_may_have_a_precision_of_its_own(tiny_ranker, tiny_pairs, tmp_path):
     names = [name for name, _ in linears_of(tiny_ranker.spec) if name.startswith("layers.")]
     four: list[LinearPrecision] = [Int8Dynamic(), Int4Blocks(), Int8Static(reduce_range=True), Int8Blocks()]
