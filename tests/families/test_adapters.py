@@ -45,8 +45,11 @@ def assert_merges(stock, folder, forwards=None, values=None):
     merged = ranker.changed(weights=merged_weights(open_adapter(folder), ranker.spec, ranker.weights))
     with torch.inference_mode():
         found = merged.module(**inputs).numpy()
+        exact = merged.module.double()(**inputs).numpy()
     assert np.abs(expected - base).max() > 1e-2, "an adapter that changes nothing shows nothing"
-    np.testing.assert_allclose(found, expected, atol=TOLERANCE, rtol=0)
+    # Large updates magnify the rounding of fp32, on each kind of CPU in its own way: by as much as the ranker shows.
+    rounding = float(np.abs(found - exact).max())
+    np.testing.assert_allclose(found, expected, atol=max(TOLERANCE, 4 * rounding), rtol=0)
 
 
 def lora_of(modules, draw, scaling, rank=3):

@@ -76,7 +76,7 @@ def test_tokens_go_where_they_do_nothing(ranker, data):
     budget = cost_of_shares(cheapest.spec, np.array([30]), np.array([20]))({1: 0.3})
     assert budget == pytest.approx(macs(cheapest.spec, 30, 7) / macs(idle.spec, 30))
     assert cheapest.spec.rule_layers == (1,)
-    result = applied(step_of(budget={"macs": budget}, layers=(0, 1), learning_rate=1e-4, epochs=12), idle, data, notes)
+    result = applied(step_of(budget={"macs": budget}, layers=(0, 1), learning_rate=1e-4, epochs=24), idle, data, notes)
     gone = {place: notes["gates"][place] * (1 - notes["learned_shares"][place]) for place in ("0", "1")}
     assert gone["1"] > 2 * gone["0"]
     assert score_rmse(result, idle, data) < score_rmse(applied(KeepTokens(layers={0: 0.5}), idle, data), idle, data)
