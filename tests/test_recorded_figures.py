@@ -82,3 +82,15 @@ def test_token_rules_are_quoted_as_recorded(record, collection, text):
             loss = "none"
         quoted += any(f"| {speeds} | {loss} |" in line for line in lines)
     assert quoted == (3 if text == "README.md" else len(report.rows) - 1)
+
+
+def test_peers_are_quoted_as_recorded():
+    """Each row of the table has its record's speeds at 1 and 2 threads, its order's agreement and its size."""
+    report = read_report(ROOT / "benchmarks" / "results" / "peers.json")
+    text = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8").replace("*", "")
+    lines = text[text.index("## peers") : text.index("## side_by_side")].splitlines()
+    for row in report.rows[1:]:
+        speeds = [f"{one.speedup['stock_onnx_fp32']:.2f}" for one in row.latency]
+        quoted = [line for line in lines if line.startswith("| ") and all(f"| {speed}" in line for speed in speeds)]
+        assert quoted, row.name
+        assert any(f"{(row.size_bytes or 0) / 1e6:.1f} |" in line for line in quoted), row.name
