@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -17,6 +17,8 @@ _CLEARLY_NEARER = 1.5  # times as near as any other dot
 _MISTAKEN = 150.0  # what a label costs that may be another dot's: as much as one six steps away
 _LABEL_HEIGHT = 15.0
 _CHARACTER = 6.6
+_MOST_NAMED = 9  # points that have their names beside them; more have numbers, and a key below
+_KEY_LINE, _KEY_COLUMNS = 16.0, 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,13 +82,31 @@ def scatter(points: Sequence[Point], *, title: str, y_name: str) -> str:
     parts = [f'<text class="plot-title" x="{_LEFT}" y="18">{escape(title)}</text>']
     parts += _axes(x, y, y_name)
     parts.append(_front_line([points[i] for i in front], x, y))
-    for point, label in _labels(points, x, y):
-        parts.append(_mark(point, x, y, label, on_front=points.index(point) in front))
+    by_time = sorted(points, key=lambda point: point.x)
+    names = {point.name: point.name + (" (teacher)" if point.is_teacher else "") for point in by_time}
+    key, height = [], _HEIGHT
+    if len(points) > _MOST_NAMED:
+        key, height = _key(list(names.values()))
+        names = {name: str(number) for number, name in enumerate(names, 1)}
+    for point, label in _labels(points, names, x, y):
+        parts.append(_mark(point, x, y, label, names[point.name], on_front=points.index(point) in front))
+    parts += key
     described = f"{y_name} against latency, {title}"
     return (
-        f'<svg viewBox="0 0 {_WIDTH:.0f} {_HEIGHT:.0f}" role="img" aria-label="{escape(described)}">'
+        f'<svg viewBox="0 0 {_WIDTH:.0f} {height:.0f}" role="img" aria-label="{escape(described)}">'
         + "".join(parts) + "</svg>"
     )  # fmt: skip
+
+
+def _key(names: Sequence[str]) -> tuple[list[str], float]:
+    """Return what the numbers of points stand for, in columns below the plot, and how high all is."""
+    n_lines = math.ceil(len(names) / _KEY_COLUMNS)
+    lines = [
+        f'<text class="tick" x="{_LEFT + place // n_lines * (_WIDTH - _LEFT) / _KEY_COLUMNS:.1f}" '
+        f'y="{_HEIGHT + (place % n_lines + 1) * _KEY_LINE:.1f}">{place + 1}  {escape(name)}</text>'
+        for place, name in enumerate(names)
+    ]
+    return lines, _HEIGHT + (n_lines + 1) * _KEY_LINE
 
 
 def log_ticks(low: float, high: float) -> list[float]:
@@ -151,7 +171,7 @@ class _Box:
         return math.hypot(max(self.left - x, 0.0, x - self.right), max(self.top - y, 0.0, y - self.bottom))
 
 
-def _labels(points: Sequence[Point], x: Scale, y: Scale) -> list[tuple[Point, _Box]]:
+def _labels(points: Sequence[Point], names: Mapping[str, str], x: Scale, y: Scale) -> list[tuple[Point, _Box]]:
     """Give every label the nearest place where it covers no other label, dot or whisker, or covers least.
 
     A place that is nearly as close to another dot is shunned: that one's label it would seem to be.
@@ -161,7 +181,7 @@ def _labels(points: Sequence[Point], x: Scale, y: Scale) -> list[tuple[Point, _B
     taken += [_Box(left=x(p.x), right=x(p.x_far), top=y(p.y) - 1, bottom=y(p.y) + 1) for p in points]
     result = []
     for point in sorted(points, key=lambda p: (y(p.y), x(p.x))):
-        width, px, py = len(_label(point)) * _CHARACTER, x(point.x), y(point.y)
+        width, px, py = max(2, len(names[point.name])) * _CHARACTER, x(point.x), y(point.y)
         choices: list[tuple[float, int, _Box]] = []
         for away in range(6):
             for top in (py - 10 - (away + 1) * _LABEL_HEIGHT, py + 10 + away * _LABEL_HEIGHT):
@@ -178,7 +198,7 @@ def _labels(points: Sequence[Point], x: Scale, y: Scale) -> list[tuple[Point, _B
     return result
 
 
-def _mark(point: Point, x: Scale, y: Scale, label: _Box, *, on_front: bool) -> str:
+def _mark(point: Point, x: Scale, y: Scale, label: _Box, name: str, *, on_front: bool) -> str:
     px, py = x(point.x), y(point.y)
     kind = ("baseline" if point.is_baseline else "ranker") + (" on-front" if on_front else "")
     shape = (
@@ -189,9 +209,5 @@ def _mark(point: Point, x: Scale, y: Scale, label: _Box, *, on_front: bool) -> s
     return (
         f'<g class="point {kind}"><title>{escape(tip)}</title>'
         f'<line class="whisker" x1="{px:.1f}" x2="{x(point.x_far):.1f}" y1="{py:.1f}" y2="{py:.1f}"/>{shape}'
-        f'<text x="{label.left:.1f}" y="{label.bottom - 3:.1f}">{escape(_label(point))}</text></g>'
+        f'<text x="{label.left:.1f}" y="{label.bottom - 3:.1f}">{escape(name)}</text></g>'
     )
-
-
-def _label(point: Point) -> str:
-    return point.name + (" (teacher)" if point.is_teacher else "")

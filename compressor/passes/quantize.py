@@ -64,7 +64,7 @@ class Quantize(Pass):
     up for each, so that what a linear gives errs least (arXiv 2210.17323); ``awq`` (blocks), channels that read much
     get finer steps, and blocks are cut off where that serves their outputs (arXiv 2306.00978). Scales of ``awq`` go
     where `smooth` has links: behind blocks (BERT), values alone are scaled, and the rest is cut off only. Both look at
-    calibration pairs layer by layer, behind rounded layers; lookup tables are rounded to the nearest.
+    calibration pairs layer by layer, behind rounded layers; lookup tables and the head are rounded to the nearest.
     ``n_pairs`` (static, ``gptq``, ``awq``): calibration pairs, by default 256.
     ``block_size`` (blocks): inputs that share a scale, or numbers of a row of an ``int4`` table: 32, 64 or 128; by
     default 32.

@@ -64,7 +64,10 @@ def test_the_budget_is_met_on_real_lengths(ranker, data):
 
 
 def test_tokens_go_where_they_do_nothing(ranker, data):
-    """Behind layer 1 no attention is paid to any token, so all of them may go there, and none need to before."""
+    """Behind layer 1 no attention is paid to any token, so all of them may go there, and none need to before.
+
+    Twelve epochs end too early to tell: of six seeds, one had it the other way round. After 24, all have it sixtyfold.
+    """
     idle = ranker.changed(
         weights={
             name: torch.zeros_like(tensor) if name in _READS_TOKENS else tensor
