@@ -51,3 +51,18 @@ def test_a_name_stands_nearest_to_its_own_point(ratio):
     for name, (own, box) in found.items():
         others = [distance(dot, box) for other, (dot, _) in found.items() if other != name]
         assert 1.4 * distance(own, box) < min(others), name
+
+
+def test_points_too_many_to_be_named_have_numbers_and_a_key():
+    points = [
+        Point(name=f"row_{n}", x=100.0 / n, x_far=120.0 / n, y=0.5 + n / 100, is_baseline=False, is_teacher=n == 3)
+        for n in range(1, 13)
+    ]
+    svg = scatter(points, title="2 threads", y_name="nDCG@10")
+    numbers = re.findall(r"<title>(row_\d+):.*?<text[^>]*>([^<]*)</text></g>", svg)
+    assert sorted((int(number) for _, number in numbers)) == list(range(1, 13))
+    key = dict(re.findall(r">(\d+)  (row_\d+)(?: \(teacher\))?</text>", svg))
+    assert {name: number for number, name in key.items()} == dict(numbers)
+    height = re.search(r'viewBox="0 0 \d+ (\d+)"', svg)
+    assert height
+    assert max(float(y) for y in re.findall(r' y="([\d.]+)"', svg)) < float(height[1])
