@@ -84,7 +84,8 @@ def scatter(points: Sequence[Point], *, title: str, y_name: str) -> str:
     parts.append(_front_line([points[i] for i in front], x, y))
     by_time = sorted(points, key=lambda point: point.x)
     names = {point.name: point.name + (" (teacher)" if point.is_teacher else "") for point in by_time}
-    key, height = [], _HEIGHT
+    key: list[str] = []
+    height = _HEIGHT
     if len(points) > _MOST_NAMED:
         key, height = _key(list(names.values()))
         names = {name: str(number) for number, name in enumerate(names, 1)}
