@@ -7,9 +7,10 @@ Peers, all made of the teacher's stock export (`torch.onnx.export`):
 - ``stock_onnx_fp32 @ openvino`` and ``@ openvino_bf16``: the same export in OpenVINO, where the CPU has bf16.
 - ``stock_nncf_int8 @ openvino``: quantized by NNCF for transformers, calibrated on pairs of ``--calibration``.
 
-Ours: the written graph in fp32 (``rankpress_fp32``, the row that speed refers to) and in every scheme of `quantize`, of
-the teacher and of a cut of it (``cut_...``: `prune_widths` to half of the multiply-adds), each in ONNX Runtime, and its
-portable graph in OpenVINO, what is in fp32 in bf16, too. Passes see the same calibration pairs as NNCF.
+Ours: the written graph in fp32 (``rankpress_fp32``, the row that speed refers to) and in every scheme of `quantize`,
+head included (``int4_gptq``: the smallest, tokens in 4 bits, too), of the teacher and of a cut of it (``cut_...``:
+`prune_widths` to half of the multiply-adds), each in ONNX Runtime, and its portable graph in OpenVINO, what is in fp32
+in bf16, too. Passes see the same calibration pairs as NNCF.
 
 Every row runs in a process of its own on the same candidate lists, threads and sorted batches; rows take turns query by
 query, and a ratio is the median of those within such turns. What is not installed is left out in words. Results:
@@ -58,7 +59,15 @@ from compressor.storage import read_json, write_whole
 MEASURE = "nDCG@10"
 TEACHER, CUT, FP32 = "rankpress", "cut", "fp32"
 REFERENCE = f"{TEACHER}_{FP32}"
-SCHEMES = ("int8_dynamic", "int8_static", "int8_blocks", "int4_blocks")
+SCHEMES: dict[str, dict[str, object]] = {
+    FP32: {},
+    "int8_dynamic": {"scheme": "int8_dynamic", "head": True},
+    "int8_static": {"scheme": "int8_static", "head": True},
+    "int8_blocks": {"scheme": "int8_blocks", "head": True},
+    "int4_blocks": {"scheme": "int4_blocks", "head": True},
+    "int4_gptq": {"scheme": "int4_blocks", "block_size": 64, "embeddings": "int4", "head": True, "rounding": "gptq"},
+}
+CALIBRATED = ("int8_static", "int4_gptq")
 SEED = 12
 
 
@@ -120,11 +129,11 @@ def _written(
     """Yield the folders that we write: the teacher and its cut, in fp32 and in every scheme."""
     cut = PruneWidths.model_validate({"budget": {"macs": 0.5}, "n_pairs": len(pairs)})
     for label, start in ((TEACHER, ()), (CUT, (cut,))) if with_cut else ((TEACHER, ()),):
-        for scheme in (FP32, *SCHEMES):
+        for scheme, settings in SCHEMES.items():
             passes: list[Pass] = list(start)
-            if scheme != FP32:
-                n_pairs = len(pairs) if scheme == "int8_static" else None
-                passes.append(Quantize.model_validate({"scheme": scheme, "n_pairs": n_pairs}))
+            if settings:
+                n_pairs = len(pairs) if scheme in CALIBRATED else None
+                passes.append(Quantize.model_validate(settings | {"n_pairs": n_pairs}))
             name = f"{label}_{scheme}"
             folder = _exported(_passed(passes, teacher, calibration, place), place / name, pairs, with_portable)
             is_reference = name == REFERENCE

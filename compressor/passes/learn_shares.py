@@ -109,7 +109,7 @@ class LearnShares(Distill):
         try:
             shares = shares_at_budget(alike, cost_of_shares(ready, *typical), self.budget.share)
         except BudgetError as error:
-            raise self._too_small(error.least, f"for pairs of {PLANNED_TOKENS} tokens") from None
+            raise self._too_small(error.least, f"{PLANNED_TOKENS} tokens") from None
         return with_token_rules(ready, self._rules(shares))
 
     def apply(self, ranker: Ranker, supply: Supply) -> Ranker:
@@ -122,7 +122,7 @@ class LearnShares(Distill):
         places = result.spec.rule_layers
         cost = cost_of_shares(result.spec, *self._lengths(result, supply))
         if (least := cost(dict.fromkeys(places, LEAST_SHARE))) > self.budget.share:  # planned for other lengths
-            found = self._too_small(least, "for pairs of the lengths that the data has")
+            found = self._too_small(least, "the lengths that the data has")
             raise self.fault("budget", found.found, allowed=found.allowed, fix=found.fix)
         gates = ShareGates(result.spec, self.budget.share, self.gates, supply.seed)
         result = self.learned(result, supply, partial(SharesObjective, gates, self._order(ranker)))
@@ -180,12 +180,8 @@ class LearnShares(Distill):
         refuse_beside_gates({name: getattr(self, name) for name in BESIDE_NO_GATES})
 
     def _too_small(self, least: float, where: str) -> PlanError:
-        return PlanError(
-            f"{self.budget.share:.3%}, which is less than what is left with one document token behind each layer",
-            allowed=f"from {least:.3%} on, {where}",
-            fix="name a larger share, or layers further down",
-            setting="budget",
-        )
+        left, fix = "with one document token behind each layer", "name a larger share, or layers further down"
+        return self.budget.too_small(least, left, where, fix=fix)
 
     def _lengths(self, ranker: Ranker, supply: Supply) -> tuple[np.ndarray, np.ndarray]:
         """Return how many tokens some pairs of the data have, and how many of them are the document's."""

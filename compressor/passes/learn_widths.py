@@ -101,7 +101,7 @@ class LearnWidths(Distill):
             )
         planned = planned_widths(spec, self.budget, self.round_to).of(spec)
         if self._least(spec, PLANNED_TOKENS) > self.budget.share:
-            raise too_small(spec, self.budget.costing(PLANNED_TOKENS), self.budget.share, PLANNED_TOKENS)
+            raise too_small(spec, self.budget.costing(PLANNED_TOKENS), self.budget, PLANNED_TOKENS)
         return planned
 
     def apply(self, ranker: Ranker, supply: Supply) -> Ranker:
@@ -113,7 +113,7 @@ class LearnWidths(Distill):
 
         n_tokens = self._mean_tokens(ranker, supply)
         if self._least(ranker.spec, n_tokens) > self.budget.share:  # planned for pairs of another length
-            found = too_small(ranker.spec, self.budget.costing(n_tokens), self.budget.share, n_tokens)
+            found = too_small(ranker.spec, self.budget.costing(n_tokens), self.budget, n_tokens)
             raise self.fault("budget", found.found, allowed=found.allowed, fix=found.fix)
         masks = self._masks(ranker.spec, n_tokens, supply.seed)
         trained = self.learned(ranker, supply, partial(MaskedObjective, masks))

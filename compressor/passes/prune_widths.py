@@ -104,7 +104,7 @@ class PruneWidths(Pass):
         try:
             small = self._shared(ranker.spec, losses, cost).of(ranker.spec)
         except BudgetError:  # planned for pairs of another length, or for multiply-adds in place of times
-            found = too_small(ranker.spec, cost, self.budget.share, n_tokens)
+            found = too_small(ranker.spec, cost, self.budget, n_tokens)
             raise InputError(
                 Fault(source=self.verb, where="budget", found=found.found, allowed=found.allowed, fix=found.fix)
             ) from None

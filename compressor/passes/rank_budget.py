@@ -80,12 +80,8 @@ class RankSettings(Record):
             chosen = shared_out(found, costs, self.budget.share * whole - rest)
         except BudgetError as error:
             least = (error.least + rest) / whole
-            raise PlanError(
-                f"{self.budget.share:.3%}, which is less than what is left at rank {self.round_to}",
-                allowed=f"from {least:.3%} on, for pairs of {n_tokens} tokens",
-                fix="name a larger share, more linears, or a smaller round_to",
-                setting="budget",
-            ) from None
+            fix = "name a larger share, more linears, or a smaller round_to"
+            raise self.budget.too_small(least, f"at rank {self.round_to}", f"{n_tokens} tokens", fix=fix) from None
         picked = zip(names, options, chosen, strict=True)
         return {name: rank for name, each, choice in picked if (rank := each[choice]) is not None}
 

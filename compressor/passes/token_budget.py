@@ -174,12 +174,8 @@ class TokenChoice:
 
     def _too_small(self, least: float, n_tokens: int) -> PlanError:
         """Return what is to be said of a budget below the least share that any choice costs."""
-        return PlanError(
-            f"{self.budget.share:.2%}, which is less than what the cheapest choice leaves",
-            allowed=f"from {math.ceil(least * 1e4) / 1e4:.2%} on, for pairs of {n_tokens} tokens",
-            fix="name a larger share, or have more tokens go: smaller shares or larger strides",
-            setting="budget",
-        )
+        fix = "name a larger share, or have more tokens go: smaller shares or larger strides"
+        return self.budget.too_small(least, "by the cheapest choice", f"{n_tokens} tokens", fix=fix)
 
 
 def lists_to_choose_by(supply: Supply, n_pairs: int) -> tuple[Pairs, Pairs]:

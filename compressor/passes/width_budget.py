@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, Self
 
@@ -71,6 +72,15 @@ class Budget(Record):
         if self.parameters is None:
             return macs(spec, n_tokens)
         return sum(map(linear_weights, layer_linears(spec).values()))
+
+    def too_small(self, least: float, left: str, pairs: str, *, fix: str = "name a larger share") -> PlanError:
+        """Return what is to be said of a share that is below the ``least`` one, ``left`` by the cheapest choice."""
+        return PlanError(
+            f"{self.share:.3%}, which is less than what is left {left}",
+            allowed=f"from {math.ceil(least * 1e5) / 1e5:.3%} on, for pairs of {pairs}",
+            fix=fix,
+            setting="budget",
+        )
 
 
 class Widths(NamedTuple):
@@ -151,18 +161,13 @@ def planned_widths(spec: RankerSpec, budget: Budget, round_to: int) -> Widths:
     try:
         return shared_widths(spec, cost, budget.share, round_to, heads, neurons)
     except BudgetError:
-        raise too_small(spec, cost, budget.share, PLANNED_TOKENS) from None
+        raise too_small(spec, cost, budget, PLANNED_TOKENS) from None
 
 
-def too_small(spec: RankerSpec, cost: Cost, share: float, n_tokens: int) -> PlanError:
+def too_small(spec: RankerSpec, cost: Cost, budget: Budget, n_tokens: int) -> PlanError:
     """Return what is to be said of a budget that the narrowest shape exceeds, for pairs of ``n_tokens``."""
     least = cost(least_widths(spec).of(spec)) / cost(spec)
-    return PlanError(
-        f"{share:.3%}, which is less than what is left without a head or neuron",
-        allowed=f"from {least:.3%} on, for pairs of {n_tokens} tokens",
-        fix="name a larger share",
-        setting="budget",
-    )
+    return budget.too_small(least, "without a head or neuron", f"{n_tokens} tokens")
 
 
 def width_costs(spec: RankerSpec, budget: Budget, n_tokens: int, *, on_residual: bool = False) -> WidthCosts:

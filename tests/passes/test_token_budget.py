@@ -252,7 +252,7 @@ def test_what_makes_no_sense_on_a_shape_is_refused(step, spec, found, setting):
 @pytest.mark.parametrize("make", [keep, pool])
 @pytest.mark.parametrize("of", ["macs", "latency"])
 def test_a_budget_out_of_reach_is_refused_with_the_least_that_could_be(make, of):
-    with pytest.raises(PlanError, match="less than what the cheapest choice leaves") as refused:
+    with pytest.raises(PlanError, match="less than what is left by the cheapest choice") as refused:
         make(budget={of: 0.1}).plan(PLAIN)
     assert refused.value.setting == "budget"
     least = float(refused.value.allowed.split()[1].removesuffix("%")) / 100
@@ -269,7 +269,7 @@ def test_a_budget_that_only_the_texts_show_to_be_too_small_is_refused_before_the
     monkeypatch.setattr(token_damage, "measure_token_damage", nothing)
     step = keep(budget={"macs": 0.35})
     assert step.plan(PLAIN).rule_layers  # for longer pairs it might have passed
-    with pytest.raises(InputError, match=r"keep_tokens: budget: found 35\.00%, which is less") as refused:
+    with pytest.raises(InputError, match=r"keep_tokens: budget: found 35\.000%, which is less") as refused:
         step.apply(ranker, supply_for(step, data, ranker))
     assert "larger share" in str(refused.value)
 
