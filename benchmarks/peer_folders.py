@@ -17,7 +17,7 @@ from compressor.runtime.batching import padded
 from compressor.runtime.tokenizer import PairTokenizer
 from compressor.storage import whole_folder
 
-NNCF_FILE = "openvino/openvino_model.xml"
+NNCF, NNCF_FILE = "stock_nncf_int8", "openvino/openvino_model.xml"
 
 
 def peer_rows(
@@ -34,7 +34,9 @@ def peer_rows(
         _quantize_by_nncf(source, folder, pairs)
 
     folder = _made(stock, place / f"nncf_int8_{len(pairs)}", quantize)
-    return [*rows, RowSpec(name="stock_nncf_int8 @ openvino", engine="openvino", folder=folder, file=NNCF_FILE)], []
+    in_openvino: list[Target] = [target for target in targets if target.startswith("openvino")]
+    rows += [RowSpec(name=f"{NNCF} @ {target}", engine=target, folder=folder, file=NNCF_FILE) for target in in_openvino]
+    return rows, []
 
 
 def _made(stock: RowSpec, folder: Path, make: Callable[[Path, Path], None]) -> Path:

@@ -5,7 +5,7 @@ A study is a recipe without passes, and with ``folders``, our rankers by name, f
 
 - ``sentence_transformers`` in fp32 and bf16: `CrossEncoder.predict`, which sorts pairs by length.
 - ``torch_fp32_padded``, ``stock_onnx_fp32``: the baselines of every report.
-- ``stock_ort_int8``, ``stock_onnx_fp32 @ openvino`` and ``@ openvino_bf16``, ``stock_nncf_int8 @ openvino``: see
+- ``stock_ort_int8``, ``stock_onnx_fp32 @ openvino`` and ``@ openvino_bf16``, ``stock_nncf_int8`` there: see
   `precision_speed.py`.
 
 Our folders run in ONNX Runtime, and those with a graph in standard ops (`export: {portable: true}`) in OpenVINO, too,

@@ -16,7 +16,7 @@ import torch
 from compressor.export.attention_bias import attention_bias
 from compressor.export.graph import FUSED, Graph
 from compressor.export.layout import Layout, by_heads, by_tokens, first_tokens, pad, padded_positions, seen_by
-from compressor.export.linears import Product, Weights, fused_linears, linear
+from compressor.export.linears import Product, Weights, fused_linears, lifted, linear, lowered
 from compressor.export.query_rows import keys_of
 from compressor.ranker.spec import AttentionPattern, AttentionSpec, LinearSpec, LowRankForm, RotarySpec
 
@@ -32,19 +32,20 @@ def attention(
     if first_only and _needs_no_keys(graph, spec):
         mixed = _first_tokens_mixed(graph, name, key, spec, weights, values, layout)
         return _output(graph, name, key, spec, weights, mixed, None)
+    read = values if layout.query_rows else lifted(graph, spec.query, values)
     if first_only:
         asking = first_tokens(graph, layout, values, f"{name}.asking")
         query = linear(graph, f"{name}.query", f"{key}.query", spec.query, weights, asking)
-        keys, held = _keys_and_values(graph, name, key, spec, weights, values)
+        keys, held = _keys_and_values(graph, name, key, spec, weights, read)
         queries = graph.reshape(query.value, f"{name}.query.heads", -1, spec.heads, 1, spec.head_width)
         queries = _biased(graph, f"{name}.query.biased", spec, query, queries)
     else:
         if layout.query_rows:
-            query = linear(graph, f"{name}.query", f"{key}.query", spec.query, weights, values)
-            keys, held = _keys_and_values(graph, name, key, spec, weights, values)
+            query = linear(graph, f"{name}.query", f"{key}.query", spec.query, weights, read)
+            keys, held = _keys_and_values(graph, name, key, spec, weights, read)
         else:
             parts = {"query": spec.query, "key": spec.key, "value": spec.value}
-            query, keys, held = fused_linears(graph, name, key, parts, weights, values)
+            query, keys, held = fused_linears(graph, name, key, parts, weights, read)
         queries = _heads(graph, f"{name}.query.heads", spec, query, layout)
         queries = _biased(graph, f"{name}.query.biased", spec, query, queries)
     key_heads = _seen_heads(graph, f"{name}.key.heads", spec, keys, layout)
@@ -171,9 +172,10 @@ def _output(
     left_over: torch.Tensor | None,
 ) -> Product:
     """Write the output linear; a bias of the values passes the softmax unchanged and joins the output's."""
-    product = linear(graph, f"{name}.output", f"{key}.output", spec.output, weights, packed)
+    own = spec.output
+    product = linear(graph, f"{name}.output", f"{key}.output", own, weights, lifted(graph, own, packed))
     if left_over is None:
-        return product
+        return lowered(graph, name, own, product)
     passed = _applied(spec.output, f"{key}.output", weights, left_over)
     bias = passed if product.bias is None else product.bias + passed
     return Product(value=product.value, columns=product.columns, width=product.width, bias=bias)

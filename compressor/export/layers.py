@@ -10,7 +10,7 @@ import numpy as np
 from compressor.export.attention import attention, attention_keys
 from compressor.export.graph import FUSED, Graph
 from compressor.export.layout import Layout, first_tokens
-from compressor.export.linears import Product, Weights, add_bias, linear
+from compressor.export.linears import Product, Weights, add_bias, lifted, linear, lowered
 from compressor.ranker.spec import Activation, FeedForwardSpec, LayerSpec, LinearMapSpec, MergeRule, NormSpec
 
 
@@ -82,6 +82,8 @@ def feed_forward(
     graph: Graph, name: str, key: str, spec: FeedForwardSpec | LinearMapSpec, weights: Weights, values: str
 ) -> Product:
     """Write ``down(act(up(x)))``, ``down(act(gate(x)) * up(x))`` or ``down(x)``, ``[T, width] -> [T, width]``."""
+    first = spec.down if isinstance(spec, LinearMapSpec) else spec.up
+    values = lifted(graph, first, values)
     if isinstance(spec, LinearMapSpec):
         hidden = values
     elif spec.gate:
@@ -92,7 +94,7 @@ def feed_forward(
     else:
         product = linear(graph, f"{name}.up", f"{key}.up", spec.up, weights, values)
         hidden = activate(graph, f"{name}.activation", spec.activation, product)
-    return linear(graph, f"{name}.down", f"{key}.down", spec.down, weights, hidden)
+    return lowered(graph, name, first, linear(graph, f"{name}.down", f"{key}.down", spec.down, weights, hidden))
 
 
 def layer(

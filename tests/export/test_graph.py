@@ -14,7 +14,7 @@ from onnx import TensorProto, numpy_helper
 from compressor.export import write_graph
 from compressor.export.graph import Graph
 from compressor.ranker.rounding import round_spec
-from compressor.ranker.spec import FeedForwardSpec, Int8Dynamic, Int8Rows, LinearSpec, TableSpec
+from compressor.ranker.spec import FeedForwardSpec, Int8Dynamic, Int8Rows, Int8Static, LinearSpec, TableSpec
 from compressor.runtime.session import session_options
 from tests.export.component import DIALECTS
 from tests.ranker.cases import SPECS
@@ -152,6 +152,21 @@ def test_activations_of_several_int8_linears_are_rounded_once(dialect):
     spec = tiny_spec(layers=(tiny_layer(ffn=ffn),))
     counts = Counter(node.op_type for node in write_graph(spec, lively_weights(spec), dialect).graph.node)
     assert counts["DynamicQuantizeLinear"] == 2  # for gate and up together, and for down
+
+
+@pytest.mark.parametrize("norm_placement", ["pre", "post"])
+def test_what_standard_ops_round_by_fixed_ranges_has_three_axes(norm_placement):
+    """OpenVINO computes the rounding of matrices in a pass of its own, in fp32."""
+    layers = tuple(tiny_layer(norm_placement=norm_placement) for _ in range(3))
+    spec = round_spec(tiny_spec(layers=layers), Int8Static(), Int8Rows())
+    model = onnx.shape_inference.infer_shapes(write_graph(spec, lively_weights(spec), "portable"))
+    axes = {value.name: len(value.type.tensor_type.shape.dim) for value in model.graph.value_info}
+    rounded = {node.input[0]: axes[node.input[0]] for node in model.graph.node if node.op_type == "QuantizeLinear"}
+    of_first_tokens = rounded.pop("layer.2.attention.asking")
+    assert of_first_tokens == 2
+    assert len(rounded) >= 10
+    assert set(rounded.values()) == {3}
+    assert axes["layer.0.ffn.sum"] == axes["layer.1.ffn.sum"] == 2
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
