@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +17,8 @@ from compressor.ranker.tokens import TokenLayout
 from compressor.runtime.batching import padded, token_budget_batches
 from compressor.runtime.tokenizer import Encoded
 
+Inputs = dict[str, Tensor]
+
 
 class CalibrationBatch(NamedTuple):
     """Some rows of the calibration set.
@@ -29,7 +31,7 @@ class CalibrationBatch(NamedTuple):
     """
 
     rows: np.ndarray
-    inputs: dict[str, Tensor]
+    inputs: Inputs
     layout: TokenLayout
     embedded: Tensor
 
@@ -42,15 +44,27 @@ def calibration_batches(ranker: Ranker, pairs: Sequence[tuple[str, str]]) -> lis
     """
     if ranker.spec.rule_layers:
         raise RunError("layers are run one by one here, and token rules would not be heeded")
-    encoded = _encoded(ranker, pairs)
     batches = []
     with torch.inference_mode():
-        for rows in token_budget_batches(encoded.lengths, BATCH_TOKENS):
-            inputs = {k: torch.from_numpy(v) for k, v in padded(encoded, rows, ranker.spec.pad_id).items()}
+        for rows, inputs in _fed(ranker, pairs):
             layout = ranker.module.lay_out(inputs["input_ids"], inputs["attention_mask"])
             embedded = ranker.module.embed(layout, inputs["input_ids"], inputs.get("token_type_ids"))
             batches.append(CalibrationBatch(rows, inputs, layout, embedded))
     return batches
+
+
+def calibration_inputs(ranker: Ranker, pairs: Sequence[tuple[str, str]]) -> list[Inputs]:
+    """Return what the encoder is fed for pairs, in batches of similar length, padded ``[B, S]``.
+
+    Whoever runs the whole encoder on them heeds its token rules.
+    """
+    return [inputs for _, inputs in _fed(ranker, pairs)]
+
+
+def _fed(ranker: Ranker, pairs: Sequence[tuple[str, str]]) -> Iterator[tuple[np.ndarray, Inputs]]:
+    encoded = _encoded(ranker, pairs)
+    for rows in token_budget_batches(encoded.lengths, BATCH_TOKENS):
+        yield rows, {k: torch.from_numpy(v) for k, v in padded(encoded, rows, ranker.spec.pad_id).items()}
 
 
 def _encoded(ranker: Ranker, pairs: Sequence[tuple[str, str]]) -> Encoded:

@@ -47,7 +47,7 @@ def largest_inputs(module: Encoder, batches: Sequence[CalibrationBatch], linears
             largest = values.abs().amax(dim=0)
             found[name] = torch.maximum(found[name], largest) if name in found else largest
 
-    show_inputs(module, batches, linears, see, "Measuring inputs")
+    show_inputs(module, [batch.inputs for batch in batches], linears, see, "Measuring inputs")
     return found
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compressor.algorithms.calibration import CalibrationBatch
+from compressor.algorithms.calibration import Inputs
 from compressor.algorithms.observers import Histogram, Observer, histogram_counts
 from compressor.progress import progress
 from compressor.ranker.encoder import Encoder, expected_shapes
@@ -45,7 +45,7 @@ def quantized(
 
 
 def observed_ranges(
-    module: Encoder, batches: Sequence[CalibrationBatch], names: Iterable[str], observer: Observer
+    module: Encoder, batches: Sequence[Inputs], names: Iterable[str], observer: Observer
 ) -> dict[str, Tensor]:
     """Return the range of what linears read on calibration texts, float32 ``[products, 2]`` by name.
 
@@ -53,7 +53,7 @@ def observed_ranges(
 
     Args:
         module: runs as it is: in fp32 for the ranges of exact activations.
-        batches: from `calibration_batches`.
+        batches: from `calibration_inputs`.
         names: of linears, ``layers.3.ffn.down``.
         observer: chooses the range.
     """
@@ -84,7 +84,7 @@ def observed_ranges(
 
 def show_inputs(
     module: Encoder,
-    batches: Sequence[CalibrationBatch],
+    batches: Sequence[Inputs],
     names: Sequence[str],
     see: Callable[[Product, Tensor], None],
     text: str,
@@ -92,7 +92,7 @@ def show_inputs(
     """Run the whole encoder on the batches, and show what each product of some linears reads."""
     with torch.inference_mode(), _watched(module, names, see), progress(text, len(batches)) as advance:
         for batch in batches:
-            module(**batch.inputs)
+            module(**batch)
             advance()
 
 

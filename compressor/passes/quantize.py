@@ -240,13 +240,13 @@ class Quantize(Pass):
         self, ranker: Ranker, precisions: Mapping[str, LinearPrecision], pairs: Sequence[tuple[str, str]]
     ) -> Mapping[str, Tensor]:
         """Return the range of what each linear in ``int8_static`` reads."""
-        from compressor.algorithms.calibration import calibration_batches
+        from compressor.algorithms.calibration import calibration_inputs
         from compressor.algorithms.quantization import observed_ranges
 
         names = [name for name, precision in precisions.items() if precision.kind == "int8_static"]
-        return (
-            observed_ranges(ranker.module, calibration_batches(ranker, pairs), names, self._observer()) if names else {}
-        )
+        if not names:
+            return {}
+        return observed_ranges(ranker.module, calibration_inputs(ranker, pairs), names, self._observer())
 
     def _observer(self) -> Observer:
         from compressor.algorithms.observers import Entropy, MinMax, Percentile

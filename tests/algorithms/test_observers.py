@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from compressor.algorithms.calibration import CalibrationBatch, calibration_batches
+from compressor.algorithms.calibration import calibration_inputs
 from compressor.algorithms.observers import N_BINS, Entropy, Histogram, MinMax, Percentile, histogram_counts
 from compressor.algorithms.quantization import observed_ranges
 from compressor.ranker.quantizers import uint8_activations
 from compressor.ranker.spec import LinearSpec, LowRankForm
-from compressor.ranker.tokens import TokenLayout
 from tests.tiny import FFN_WIDTH, WIDTH, build_ranker, tiny_layer, tiny_spec
 
 
@@ -82,11 +81,10 @@ NAMES = ["layers.0.ffn.down", "layers.1.attention.query"]
 
 @pytest.mark.parametrize("observer", [MinMax(), Percentile(99.0), Entropy()], ids=lambda one: type(one).__name__)
 def test_ranges_do_not_depend_on_padding_or_on_batches(observer, tiny_ranker, tiny_pairs):
-    whole = calibration_batches(tiny_ranker, tiny_pairs)
+    whole = calibration_inputs(tiny_ranker, tiny_pairs)
     (batch,) = whole
-    padded = {name: torch.nn.functional.pad(tensor, (0, 9)) for name, tensor in batch.inputs.items()}
-    wide = CalibrationBatch(batch.rows, padded, TokenLayout.of(padded["attention_mask"]), batch.embedded)
-    alone = [one for pair in tiny_pairs for one in calibration_batches(tiny_ranker, [pair])]
+    wide = {name: torch.nn.functional.pad(tensor, (0, 9)) for name, tensor in batch.items()}
+    alone = [one for pair in tiny_pairs for one in calibration_inputs(tiny_ranker, [pair])]
     expected = observed_ranges(tiny_ranker.module, whole, NAMES, observer)
     for other in ([wide], alone):
         found = observed_ranges(tiny_ranker.module, other, NAMES, observer)
@@ -101,7 +99,7 @@ def test_ranges_are_those_of_what_linears_read(tiny_ranker, tiny_pairs):
     hook = tiny_ranker.module.layers[0].ffn.down.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
     tiny_ranker.score(tiny_pairs)
     hook.remove()
-    found = observed_ranges(tiny_ranker.module, calibration_batches(tiny_ranker, tiny_pairs), NAMES, MinMax())
+    found = observed_ranges(tiny_ranker.module, calibration_inputs(tiny_ranker, tiny_pairs), NAMES, MinMax())
     wanted = [min(float(one.min()) for one in read), max(float(one.max()) for one in read)]
     np.testing.assert_allclose(found["layers.0.ffn.down"], [wanted], atol=1e-5)
 
@@ -111,7 +109,7 @@ def test_a_linear_of_two_matrices_has_two_ranges(tiny_pairs):
     assert layer.ffn
     up = LinearSpec(inputs=WIDTH, outputs=FFN_WIDTH, form=LowRankForm(rank=3))
     ranker = build_ranker(tiny_spec(layers=(layer.changed(ffn=layer.ffn.changed(up=up)),)))
-    batches = calibration_batches(ranker, tiny_pairs)
+    batches = calibration_inputs(ranker, tiny_pairs)
     found = observed_ranges(ranker.module, batches, ["layers.0.ffn.up"], MinMax())["layers.0.ffn.up"]
     assert found.shape == (2, 2)
     read = []

@@ -16,6 +16,7 @@ from compressor.errors import RunError
 from compressor.export import export_folder, write_graph
 from compressor.export.rounding import packed_blocks
 from compressor.passes import PlanError
+from compressor.passes.keep_tokens import KeepTokens
 from compressor.passes.quantize import Quantize
 from compressor.ranker.cost import linears_of, tables_of
 from compressor.ranker.linears import Linear
@@ -58,6 +59,22 @@ def test_scheme_rounds_all_but_the_head(scheme, tiny_ranker, tiny_data):
     assert {part.precision.kind for _, part in tables_of(found.spec)} == {table}
     ranges = [name for name in found.weights if name.endswith(".input_ranges")]
     assert len(ranges) == (12 if scheme == "int8_static" else 0)
+
+
+def test_ranges_behind_a_token_rule_are_of_the_tokens_that_are_left(tiny_ranker, tiny_data):
+    pairs = [(query, f"{document} {document}") for query, document in tiny_data.texts(tiny_data.pairs())]
+    rule = KeepTokens.model_validate({"layers": {0: 0.3}})
+    kept = rule.apply(tiny_ranker, supply_for(rule, tiny_data, tiny_ranker))
+    seen = {}
+    for name, ranker in (("whole", tiny_ranker), ("kept", kept)):
+        step = Quantize.model_validate({"scheme": "int8_static"})
+        seen[name] = step._observed(ranker, step._precisions(ranker.spec), pairs)
+    below, above = "layers.0.ffn.down", "layers.1.attention.key"
+    torch.testing.assert_close(seen["kept"][below], seen["whole"][below])
+    assert not torch.equal(seen["kept"][above], seen["whole"][above])
+    found = applied(kept, tiny_data, scheme="int8_static")
+    assert found.spec.rule_layers == (0,)
+    assert np.isfinite(found.score(pairs)).all()
 
 
 def test_tables_stay_where_they_are_not_asked_for(tiny_ranker, tiny_data):
