@@ -65,6 +65,7 @@ def test_speeds_of_narrower_layers_are_quoted_as_recorded():
         ("tokens_passages", "trec-dl-2021/test", "benchmarks/README.md"),
         ("tokens_458", "squad2-420/test", "benchmarks/README.md"),
         ("tokens_237", "squad2-240/test", "benchmarks/README.md"),
+        ("tokens_trained_455", "squad2-420/test", "benchmarks/README.md"),
     ],
 )
 def test_token_rules_are_quoted_as_recorded(record, collection, text):
