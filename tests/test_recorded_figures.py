@@ -47,6 +47,27 @@ def test_precisions_are_quoted_as_recorded(text, start):
             assert figure in quoted, (scheme, figure)
 
 
+def test_precisions_on_amx_are_quoted_as_recorded():
+    """Each of our rows has its record's speeds in both runtimes, its size, its loss with the bound and its order's."""
+    report = read_report(ROOT / "benchmarks" / "results" / "precision_speed_amx.json")
+    text = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8").replace("*", "")
+    lines = text[text.index("On a Xeon with AMX (2 threads, the same lists") : text.index("## check_conformance")]
+    for row in report.rows:
+        if "@" in row.name or not row.name.startswith(("rankpress", "cut")):
+            continue
+        found = row.quality["trec-dl-2021/test"]["nDCG@10"]
+        figures = [f"{(row.size_bytes or 0) / 1e6:.1f} |"]
+        if found.loss and found.loss_share and found.loss_bound is not None:
+            bound = found.loss_bound * found.loss_share / found.loss
+            figures.append(f"{100 * found.loss_share:.1f} % ({100 * bound:.1f}) |".replace("-", "−"))
+        for one in (row, report.row(f"{row.name} @ openvino_bf16")):
+            latency = one.latency[0]
+            if one.name != "rankpress_fp32":
+                low, high = latency.speedup_interval["rankpress_fp32"]
+                figures.append(f"| {latency.speedup['rankpress_fp32']:.2f} ({low:.2f}–{high:.2f}) |")
+        assert any(all(figure in line for figure in figures) for line in lines.splitlines()), (row.name, figures)
+
+
 def test_speeds_of_narrower_layers_are_quoted_as_recorded():
     report = read_report(ROOT / "benchmarks" / "results" / "width_speed.json")
     for text, share in itertools.product(("README.md", "benchmarks/README.md"), (70, 50, 30)):
