@@ -63,13 +63,13 @@ def build_t5(folder: Path) -> Path:
     return save(T5ForConditionalGeneration(config), tokenizer, folder)
 
 
-def build_qwen3(folder: Path, *, chat: bool = True) -> Path:
-    """Save a Qwen3 decoder, as Qwen3-Reranker is one."""
+def build_qwen3(folder: Path, *, chat: bool = True, **more: Any) -> Path:
+    """Save a Qwen3 decoder, as Qwen3-Reranker is one; ``more`` are settings of its shape."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     tokenizer = build_tokenizer()
     tokenizer.chat_template = CHAT if chat else None
-    return save(Qwen3ForCausalLM(Qwen3Config(**_shape())), tokenizer, folder)
+    return save(Qwen3ForCausalLM(Qwen3Config(**_shape(**more))), tokenizer, folder)
 
 
 def build_gpt2(folder: Path) -> Path:
