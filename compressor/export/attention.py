@@ -32,7 +32,7 @@ def attention(
     if first_only and _needs_no_keys(graph, spec):
         mixed = _first_tokens_mixed(graph, name, key, spec, weights, values, layout)
         return _output(graph, name, key, spec, weights, mixed, None)
-    read = values if layout.query_rows else lifted(graph, spec.query, values)
+    read = values if layout.query_rows else lifted(graph, [spec.query, spec.key, spec.value], values)
     if first_only:
         asking = first_tokens(graph, layout, values, f"{name}.asking")
         query = linear(graph, f"{name}.query", f"{key}.query", spec.query, weights, asking)
@@ -172,10 +172,10 @@ def _output(
     left_over: torch.Tensor | None,
 ) -> Product:
     """Write the output linear; a bias of the values passes the softmax unchanged and joins the output's."""
-    own = spec.output
-    product = linear(graph, f"{name}.output", f"{key}.output", own, weights, lifted(graph, own, packed))
+    read = lifted(graph, [spec.output], packed)
+    product = linear(graph, f"{name}.output", f"{key}.output", spec.output, weights, read)
     if left_over is None:
-        return lowered(graph, name, own, product)
+        return lowered(graph, name, [spec.output], product)
     passed = _applied(spec.output, f"{key}.output", weights, left_over)
     bias = passed if product.bias is None else product.bias + passed
     return Product(value=product.value, columns=product.columns, width=product.width, bias=bias)

@@ -82,8 +82,9 @@ def feed_forward(
     graph: Graph, name: str, key: str, spec: FeedForwardSpec | LinearMapSpec, weights: Weights, values: str
 ) -> Product:
     """Write ``down(act(up(x)))``, ``down(act(gate(x)) * up(x))`` or ``down(x)``, ``[T, width] -> [T, width]``."""
-    first = spec.down if isinstance(spec, LinearMapSpec) else spec.up
-    values = lifted(graph, first, values)
+    inner = () if isinstance(spec, LinearMapSpec) else (spec.up, spec.gate)
+    parts = [part for part in (*inner, spec.down) if part]
+    values = lifted(graph, parts, values)
     if isinstance(spec, LinearMapSpec):
         hidden = values
     elif spec.gate:
@@ -94,7 +95,7 @@ def feed_forward(
     else:
         product = linear(graph, f"{name}.up", f"{key}.up", spec.up, weights, values)
         hidden = activate(graph, f"{name}.activation", spec.activation, product)
-    return lowered(graph, name, first, linear(graph, f"{name}.down", f"{key}.down", spec.down, weights, hidden))
+    return lowered(graph, name, parts, linear(graph, f"{name}.down", f"{key}.down", spec.down, weights, hidden))
 
 
 def layer(

@@ -103,27 +103,29 @@ def _columns(whole: Product, widths: Sequence[int]) -> list[Product]:
     ]  # fmt: skip
 
 
-def lifted(graph: Graph, spec: LinearSpec, values: str) -> str:
-    """Return packed values as ``[1, T, inputs]`` where a linear rounds them by fixed ranges in standard ops.
+def lifted(graph: Graph, specs: Sequence[LinearSpec], values: str) -> str:
+    """Return packed values as ``[1, T, inputs]`` where linears round them by fixed ranges in standard ops.
 
     OpenVINO folds a norm's gain into the rounding of a matrix ``[T, inputs]``, which is then a pass of its own over
     numbers in fp32, and leaves it with the norm where there are three axes.
     """
-    if not _is_lifted(graph, spec):
+    if not _are_lifted(graph, specs):
         return values
     return graph.once(f"{values}.lifted", lambda at: graph.node("Unsqueeze", [values, graph.ints(0)], at))
 
 
-def lowered(graph: Graph, name: str, spec: LinearSpec, product: Product) -> Product:
-    """Return what comes of values that `lifted` has lifted for ``spec`` as ``[T, outputs]`` again, its bias added."""
-    if not _is_lifted(graph, spec):
+def lowered(graph: Graph, name: str, specs: Sequence[LinearSpec], product: Product) -> Product:
+    """Return what comes of values that `lifted` has lifted for ``specs`` as ``[T, outputs]`` again, its bias added."""
+    if not _are_lifted(graph, specs):
         return product
     whole = add_bias(graph, f"{name}.biased", product)
     return replace(product, value=graph.node("Squeeze", [whole, graph.ints(0)], f"{name}.lowered"), bias=None)
 
 
-def _is_lifted(graph: Graph, spec: LinearSpec) -> bool:
-    return not graph.fused and isinstance(spec.precision, Int8Static)
+def _are_lifted(graph: Graph, specs: Sequence[LinearSpec]) -> bool:
+    """What rounds by blocks reads matrices."""
+    kinds = {spec.precision.kind for spec in specs}
+    return not graph.fused and "int8_static" in kinds and kinds <= {"int8_static", "fp32"}
 
 
 def add_bias(graph: Graph, name: str, product: Product) -> str:

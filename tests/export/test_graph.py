@@ -14,7 +14,7 @@ from onnx import TensorProto, numpy_helper
 from compressor.export import write_graph
 from compressor.export.graph import Graph
 from compressor.ranker.rounding import round_spec
-from compressor.ranker.spec import FeedForwardSpec, Int8Dynamic, Int8Rows, Int8Static, LinearSpec, TableSpec
+from compressor.ranker.spec import FeedForwardSpec, Int4Blocks, Int8Dynamic, Int8Rows, Int8Static, LinearSpec, TableSpec
 from compressor.runtime.session import session_options
 from tests.export.component import DIALECTS
 from tests.ranker.cases import SPECS
@@ -167,6 +167,18 @@ def test_what_standard_ops_round_by_fixed_ranges_has_three_axes(norm_placement):
     assert len(rounded) >= 10
     assert set(rounded.values()) == {3}
     assert axes["layer.0.ffn.sum"] == axes["layer.1.ffn.sum"] == 2
+
+
+def test_what_rounds_by_blocks_reads_matrices_beside_what_has_fixed_ranges():
+    up = LinearSpec(inputs=WIDTH, outputs=FFN_WIDTH, precision=Int8Static())
+    down = LinearSpec(inputs=FFN_WIDTH, outputs=WIDTH, precision=Int4Blocks())
+    ffn = FeedForwardSpec(activation="gelu", up=up, down=down)
+    ranker = build_ranker(tiny_spec(layers=(tiny_layer(ffn=ffn), tiny_layer())))
+    batch = batch_of(ranker.spec, 3, 20)
+    with torch.inference_mode():
+        expected = ranker.module(**{name: torch.from_numpy(array) for name, array in batch.items()}).numpy()
+    found = run(session_of(write_graph(ranker.spec, ranker.weights, "portable")), batch)
+    np.testing.assert_allclose(found, expected, atol=0.05 * float(np.abs(expected).max()))
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
