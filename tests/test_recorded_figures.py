@@ -60,6 +60,7 @@ def test_precisions_on_amx_are_quoted_as_recorded():
         if found.loss and found.loss_share and found.loss_bound is not None:
             bound = found.loss_bound * found.loss_share / found.loss
             figures.append(f"{100 * found.loss_share:.1f} % ({100 * bound:.1f}) |".replace("-", "−"))
+        figures.append(f"| {row.agreement['trec-dl-2021/test']['kendall_tau'].mean:.3f} |")
         for one in (row, report.row(f"{row.name} @ openvino_bf16")):
             latency = one.latency[0]
             if one.name != "rankpress_fp32":

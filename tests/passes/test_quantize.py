@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -62,19 +63,16 @@ def test_scheme_rounds_all_but_the_head(scheme, tiny_ranker, tiny_data):
 
 
 def test_ranges_behind_a_token_rule_are_of_the_tokens_that_are_left(tiny_ranker, tiny_data):
-    pairs = [(query, f"{document} {document}") for query, document in tiny_data.texts(tiny_data.pairs())]
+    twice = {name: f"{text} {text}" for name, text in tiny_data.documents.items()}
+    data = replace(tiny_data, documents=twice)
     rule = KeepTokens.model_validate({"layers": {0: 0.3}})
-    kept = rule.apply(tiny_ranker, supply_for(rule, tiny_data, tiny_ranker))
-    seen = {}
-    for name, ranker in (("whole", tiny_ranker), ("kept", kept)):
-        step = Quantize.model_validate({"scheme": "int8_static"})
-        seen[name] = step._observed(ranker, step._precisions(ranker.spec), pairs)
-    below, above = "layers.0.ffn.down", "layers.1.attention.key"
-    torch.testing.assert_close(seen["kept"][below], seen["whole"][below])
-    assert not torch.equal(seen["kept"][above], seen["whole"][above])
-    found = applied(kept, tiny_data, scheme="int8_static")
+    kept = rule.apply(tiny_ranker, supply_for(rule, data, tiny_ranker))
+    whole, found = (applied(ranker, data, scheme="int8_static") for ranker in (tiny_ranker, kept))
+    below, above = (f"layers.{part}.input_ranges" for part in ("0.ffn.down", "1.attention.key"))
+    torch.testing.assert_close(found.weights[below], whole.weights[below])
+    assert not torch.equal(found.weights[above], whole.weights[above])
     assert found.spec.rule_layers == (0,)
-    assert np.isfinite(found.score(pairs)).all()
+    assert np.isfinite(found.score(data.texts(data.pairs()))).all()
 
 
 def test_tables_stay_where_they_are_not_asked_for(tiny_ranker, tiny_data):
