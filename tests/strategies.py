@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
@@ -167,7 +168,7 @@ class Parts:
     def token_rule(self, attends: bool) -> TokenRule:
         """Where linears may be rounded nothing is chosen by scores: their rounding would choose."""
         if len(self.linears) > 0 or self.draw(st.booleans()):
-            return PoolRule(stride=self.draw(st.integers(2, 5)))
+            return PoolRule(stride=self.draw(st.integers(2, 5)), queries_only=self.draw(st.booleans()))
         if not attends or self.draw(st.sampled_from([True, False, False])):
             return KeepShareRule(share=self.draw(st.sampled_from([0.1, 0.5, 0.7])), scorer=LearnedScorer())
         if self.draw(st.sampled_from([True, False, False])):
@@ -224,10 +225,18 @@ def specs(draw: st.DrawFn, linears: Precisions = (), tables: Precisions = ()) ->
         separator_id=draw(st.integers(4, VOCABULARY - 1)),
         isolates_query=isolates_query,
         embeddings=parts.embeddings(width),
-        layers=tuple(parts.layer(width, may) for may in may_exit),
+        layers=_judging_each_other([parts.layer(width, may) for may in may_exit]),
         final_norm=draw(SOME_NORM),
         head=head,
     )
+
+
+def _judging_each_other(layers: list[LayerSpec]) -> tuple[LayerSpec, ...]:
+    """Return layers whose windows see each other where a rule behind the next layer judges them by that."""
+    for index, (below, above) in enumerate(pairwise(layers)):
+        if isinstance(below.token_rule, PoolRule) and above.token_rule and above.token_rule.reads_attention:
+            layers[index] = below.changed(token_rule=below.token_rule.changed(queries_only=False))
+    return tuple(layers)
 
 
 @dataclass(frozen=True, kw_only=True)

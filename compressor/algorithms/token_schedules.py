@@ -11,7 +11,7 @@ from operator import itemgetter
 from typing import NamedTuple, Protocol
 
 from compressor.algorithms.budgets import BudgetError
-from compressor.ranker.cost import QUERY_TOKENS, document_tokens, layer_macs, rest_macs, scorer_macs
+from compressor.ranker.cost import QUERY_TOKENS, document_tokens, layer_macs, rest_macs, scorer_macs, shown_macs
 from compressor.ranker.forms import with_token_rules
 from compressor.ranker.spec import PoolRule, RankerSpec, TokenRule
 
@@ -49,7 +49,9 @@ class MacCosts:
 
     def rule(self, index: int, rule: TokenRule, n_tokens: int) -> float:
         layer = self.spec.layers[index].changed(token_rule=rule)
-        return scorer_macs(layer, self.spec.width, n_tokens, min(n_tokens, QUERY_TOKENS + 1))
+        n_other = self.n_tokens - document_tokens(self.n_tokens)
+        shown = shown_macs(self.spec, index, rule, n_tokens, n_other + rule.n_left(n_tokens - n_other))
+        return shown + scorer_macs(layer, self.spec.width, n_tokens, min(n_tokens, QUERY_TOKENS + 1))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,28 +23,39 @@ from compressor.ranker.spec import AttentionPattern, AttentionSpec, LinearSpec, 
 
 def attention(
     graph: Graph, name: str, key: str, spec: AttentionSpec, weights: Weights, values: str, layout: Layout,
-    first_only: bool, whole_keys: bool = False,
+    first_only: bool, whole_keys: bool = False, shown: str | None = None,
 ) -> Product:  # fmt: skip
     """Write attention, ``[T, width] -> [T, width]``, or ``-> [B, width]`` where only first tokens ask.
 
-    ``whole_keys``: write keys with their bias even where the attention can do without, see `keys_before_rotation`.
+    Args:
+        graph: the graph under construction.
+        name: what its values are named after.
+        key: where its weights are found.
+        spec: its shape.
+        weights: of the ranker.
+        values: packed states ``[T, width]``.
+        layout: where they stand.
+        first_only: whether first tokens alone ask.
+        whole_keys: write keys with their bias even where the attention can do without, see `keys_before_rotation`.
+        shown: packed states that keys and values are made of, where ``layout.shown`` says; by default the states.
     """
     if first_only and _needs_no_keys(graph, spec):
-        mixed = _first_tokens_mixed(graph, name, key, spec, weights, values, layout)
+        mixed = _first_tokens_mixed(graph, name, key, spec, weights, values, layout, shown)
         return _output(graph, name, key, spec, weights, mixed, None)
-    read = values if layout.query_rows else lifted(graph, [spec.query, spec.key, spec.value], values)
+    parts = {"query": spec.query, "key": spec.key, "value": spec.value}
+    read = values if layout.query_rows else lifted(graph, list(parts.values()), values)
+    keys_read = read if shown is None else lifted(graph, list(parts.values()), shown)
     if first_only:
         asking = first_tokens(graph, layout, values, f"{name}.asking")
         query = linear(graph, f"{name}.query", f"{key}.query", spec.query, weights, asking)
-        keys, held = _keys_and_values(graph, name, key, spec, weights, read)
+        keys, held = _keys_and_values(graph, name, key, spec, weights, keys_read)
         queries = graph.reshape(query.value, f"{name}.query.heads", -1, spec.heads, 1, spec.head_width)
         queries = _biased(graph, f"{name}.query.biased", spec, query, queries)
     else:
-        if layout.query_rows:
+        if layout.query_rows or shown:
             query = linear(graph, f"{name}.query", f"{key}.query", spec.query, weights, read)
-            keys, held = _keys_and_values(graph, name, key, spec, weights, read)
+            keys, held = _keys_and_values(graph, name, key, spec, weights, keys_read)
         else:
-            parts = {"query": spec.query, "key": spec.key, "value": spec.value}
             query, keys, held = fused_linears(graph, name, key, parts, weights, read)
         queries = _heads(graph, f"{name}.query.heads", spec, query, layout)
         queries = _biased(graph, f"{name}.query.biased", spec, query, queries)
@@ -127,15 +138,16 @@ def _scores(graph: Graph, name: str, query: str, keys: str, scale: float) -> str
 
 
 def _first_tokens_mixed(
-    graph: Graph, name: str, key: str, spec: AttentionSpec, weights: Weights, values: str, layout: Layout
-) -> str:
+    graph: Graph, name: str, key: str, spec: AttentionSpec, weights: Weights, values: str, layout: Layout,
+    shown: str | None,
+) -> str:  # fmt: skip
     """Write the mixed values of first tokens, ``[B, H * d]``, without making any key or value.
 
     With one query per row and head, ``q · (W_k x) = (W_kᵀ q) · x`` and ``Σ p (W_v x) = W_v (Σ p x)``: the two products
     over all tokens become products over rows.
     """
     heads, width = spec.heads, spec.head_width
-    others, rows = keys_of(graph, layout, values, spec.key.inputs)
+    others, rows = keys_of(graph, layout, shown or values, spec.key.inputs)
     padded = graph.node("Unsqueeze", [pad(graph, others, rows, f"{name}.padded"), graph.ints(1)], f"{name}.tokens")
     asking = first_tokens(graph, layout, values, f"{name}.asking")
     query = linear(graph, f"{name}.query", f"{key}.query", spec.query, weights, asking)

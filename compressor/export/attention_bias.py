@@ -23,6 +23,7 @@ def attention_bias(graph: Graph, layout: Layout, pattern: AttentionPattern, firs
     """
 
     seen = seen_by(layout)
+    at = f"{layout.name}.{layout.shown.name}" if layout.shown else layout.name
 
     def make(name: str) -> str:
         visible = graph.once(f"{seen.name}.keys", lambda at: graph.node("Unsqueeze", [seen.real, graph.ints(1, 2)], at))
@@ -32,12 +33,12 @@ def attention_bias(graph: Graph, layout: Layout, pattern: AttentionPattern, firs
             visible = graph.node("And", [visible, near], f"{name}.visible")
             hidden = HIDDEN_TOKEN
         if layout.query_ends and not first_only:
-            own = graph.once(f"{layout.name}.own_keys", lambda at: _own_keys(graph, layout, at))
+            own = graph.once(f"{at}.own_keys", lambda name: _own_keys(graph, layout, name))
             visible = graph.node("And", [visible, own], f"{name}.of_their_own")
             hidden = HIDDEN_TOKEN
         return graph.node("Where", [visible, graph.float_scalar(0.0), graph.float_scalar(hidden)], name)
 
-    name = f"{layout.name}.bias." + "_".join(str(part) for part in pattern.model_dump().values())
+    name = f"{at}.bias." + "_".join(str(part) for part in pattern.model_dump().values())
     if graph.floats != "fp32":
         name = f"{name}.{graph.floats}"
     is_square = pattern.kind != "full" or layout.query_ends is not None
@@ -78,15 +79,24 @@ def query_ends(graph: Graph, layout: Layout, separator_id: int) -> str:
 
 def _own_keys(graph: Graph, layout: Layout, name: str) -> str:
     """Return which keys are no secret to an asking token, bool ``[B, 1, S, S]``: to a query's, the query's alone."""
-    end = graph.node("Squeeze", [layout.columns], f"{name}.n_columns")
-    columns = graph.node("Range", [graph.int_scalar(0), end, graph.int_scalar(1)], f"{name}.columns")
-    begun = graph.node("Greater", [columns, graph.int_scalar(0)], f"{name}.begun")
-    going_on = graph.node("Less", [columns, layout.query_ends or ""], f"{name}.going_on")
-    isolated = graph.node("And", [begun, going_on], f"{name}.isolated")  # [B, S]
-    others = graph.node("Not", [isolated], f"{name}.others")
+    others = graph.node("Not", [_isolated(graph, layout)], f"{name}.others")
     rows = graph.node("Unsqueeze", [others, graph.ints(1, 3)], f"{name}.rows")  # [B, 1, S, 1]
-    keys = graph.node("Unsqueeze", [isolated, graph.ints(1, 2)], f"{name}.keys")  # [B, 1, 1, S]
+    seen = _isolated(graph, seen_by(layout))
+    keys = graph.node("Unsqueeze", [seen, graph.ints(1, 2)], f"{name}.keys")  # [B, 1, 1, S]
     return graph.node("Or", [rows, keys], name)
+
+
+def _isolated(graph: Graph, layout: Layout) -> str:
+    """Return which slots hold tokens of an isolated query, bool ``[B, S]``; made once."""
+
+    def make(name: str) -> str:
+        end = graph.node("Squeeze", [layout.columns], f"{name}.n_columns")
+        columns = graph.node("Range", [graph.int_scalar(0), end, graph.int_scalar(1)], f"{name}.columns")
+        begun = graph.node("Greater", [columns, graph.int_scalar(0)], f"{name}.begun")
+        going_on = graph.node("Less", [columns, layout.query_ends or ""], f"{name}.going_on")
+        return graph.node("And", [begun, going_on], name)
+
+    return graph.once(f"{layout.name}.isolated", make)
 
 
 def _int32(graph: Graph, value: int) -> str:

@@ -16,7 +16,7 @@ from compressor.export.linears import Weights, add_bias, linear, table
 from compressor.export.token_rules import reduce_tokens, row_parts
 from compressor.ranker.dense_sparse import expanded
 from compressor.ranker.spec import EmbeddingsSpec, FloatKind, RankerSpec
-from compressor.ranker.token_rule_spec import ask_for_query_terms
+from compressor.ranker.token_rule_spec import ask_for_query_terms, shows_tokens
 
 
 def write_graph(spec: RankerSpec, weights: Weights, dialect: Dialect = "ort") -> onnx.ModelProto:
@@ -45,14 +45,19 @@ def write_graph(spec: RankerSpec, weights: Weights, dialect: Dialect = "ort") ->
         parts = row_parts(graph, layout, spec.separator_id, marks_query_terms)
     last = len(spec.layers) - 1
     floats: FloatKind = "fp32"
+    shown: str | None = None
     for index, layer_spec in enumerate(spec.layers):
         first_only = index == last and spec.reads_first_token_only
         values = graph.cast(values, f"layer.{index}.input", floats, layer_spec.states)
+        shown = shown and graph.cast(shown, f"layer.{index}.shown", floats, layer_spec.states)
         floats = layer_spec.states
         with graph.computing_in(floats):
-            values = layer(graph, index, layer_spec, weights, values, layout, first_only)
+            values = layer(graph, index, layer_spec, weights, values, layout, first_only, shown)
+        layout, shown = replace(layout, shown=None), None
         if layer_spec.token_rule and parts:
             left = reduce_tokens(graph, index, layer_spec, weights, values, layout, parts)
+            if shows_tokens(layer_spec.token_rule):
+                left, shown = replace(left, layout=replace(left.layout, shown=layout)), values
             values, layout, parts = left.values, left.layout, left.parts
     values = graph.cast(values, "layers.output", floats, "fp32")
     values = norm(graph, "final_norm", "final_norm", spec.final_norm, weights, values)

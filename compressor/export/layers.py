@@ -99,19 +99,21 @@ def feed_forward(
 
 
 def layer(
-    graph: Graph, index: int, spec: LayerSpec, weights: Weights, values: str, layout: Layout, first_only: bool
-) -> str:
+    graph: Graph, index: int, spec: LayerSpec, weights: Weights, values: str, layout: Layout, first_only: bool,
+    shown: str | None = None,
+) -> str:  # fmt: skip
     """Write one layer, ``[T, width] -> [T, width]``, or ``-> [B, width]`` with ``first_only``.
 
-    Values come and go in what the layer's states are computed in, and so does the graph meanwhile.
+    Values come and go in what the layer's states are computed in, and so does the graph meanwhile. ``shown``: packed
+    states that attention makes keys and values of, where ``layout.shown`` says; by default the values.
     """
     name, key = f"layer.{index}", f"layers.{index}"
     residual = first_tokens(graph, layout, values, f"{name}.first") if first_only else values
 
-    def normed(block: str, block_norm: NormSpec | None, values: str, when: str) -> str:
+    def normed(block: str, block_norm: NormSpec | None, values: str, when: str, of: str = "") -> str:
         if spec.norm_placement != when:
             return values
-        return norm(graph, f"{name}.{block}_norm", f"{key}.{block}_norm", block_norm, weights, values)
+        return norm(graph, f"{name}.{block}_norm{of}", f"{key}.{block}_norm", block_norm, weights, values)
 
     def added(block: str, product: Product, residual: str) -> str:
         """As two ops: ONNX Runtime's SkipLayerNormalization takes five times as long as both together on the CPU."""
@@ -122,6 +124,7 @@ def layer(
         mixed = attention(
             graph, f"{name}.attention", f"{key}.attention", spec.attention, weights, read, layout, first_only,
             whole_keys=isinstance(spec.token_rule, MergeRule),
+            shown=shown and normed("attention", spec.attention_norm, shown, "pre", ".shown"),
         )  # fmt: skip
         residual = added("attention", mixed, residual)
     values = residual = normed("attention", spec.attention_norm, residual, "post")

@@ -30,6 +30,7 @@ class Layout:
         first: int64 ``[B]``, the packed index of each row's first token.
         query_ends: int64 ``[B, 1]``, the column in which each row's query is over; None where queries see everything.
         query_rows: what a query is to others, in graphs that have it apart from its documents.
+        shown: where the tokens stand that these may see in place of each other.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Layout:
     first: str
     query_ends: str | None = None
     query_rows: QueryRows | None = None
+    shown: Layout | None = None
 
 
 def build_layout(
@@ -220,8 +222,11 @@ def row_means(graph: Graph, layout: Layout, value: str, name: str) -> str:
 
 
 def seen_by(layout: Layout) -> Layout:
-    """Return where all stands that tokens may see: their own row's, and those of a query that is run apart."""
-    return (layout.query_rows and layout.query_rows.seen) or layout
+    """Return where all stands that tokens may see.
+
+    That is their own row's, and those of a query that is run apart; or, behind a pool, the tokens of windows.
+    """
+    return layout.shown or (layout.query_rows and layout.query_rows.seen) or layout
 
 
 def padded_positions(graph: Graph, layout: Layout) -> str:

@@ -64,7 +64,7 @@ class QueryRows:
 def keys_of(graph: Graph, layout: Layout, value: str, columns: int) -> tuple[Layout, str]:
     """Return packed rows ``[T, columns]`` with all that their tokens may see, and where it stands."""
     if layout.query_rows is None:
-        return layout, value
+        return seen_by(layout), value
     return seen_by(layout), layout.query_rows.joined(graph, value, columns)
 
 

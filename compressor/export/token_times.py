@@ -11,6 +11,7 @@ from compressor.export.block_times import Precision, Table, measure_times, measu
 from compressor.ranker.cost import document_tokens
 from compressor.ranker.narrowing import narrowed
 from compressor.ranker.spec import LayerSpec, RankerSpec, TokenRule
+from compressor.ranker.token_rule_spec import shows_tokens
 from compressor.runtime.threads import available_threads
 
 _PROBED = 3  # equal layers of a graph: one alone takes little beside what is around it
@@ -24,8 +25,8 @@ class TokenTimes:
     Attributes:
         rest_ms: all that is of no layer, at ``n_tokens``.
         layers: the table of each layer; the last one's is that of the first token alone where only it is asked for.
-        rules: the table of each rule: its scores, its choice, the new layout, and what the layer loses by not having
-            its attention fused.
+        rules: the table of each rule: its scores, its choice, the new layout, what the layer loses by not having its
+            attention fused, and what the next one needs more for windows that see tokens.
         n_tokens, threads, precision: what was timed.
     """
 
@@ -110,7 +111,8 @@ def measure_token_times(
     alone = of_layers()
     none = narrowed(alone, width=spec.width, heads=[0], ffn_widths=[0])
     probes = [of_layers(*(by_shape[shape],) * _PROBED) for shape in shapes]
-    ruled = [of_layers(judged.changed(token_rule=rule)) for rule in rules]
+    shown = [(judged,) * shows_tokens(rule) for rule in rules]  # the layer whose windows see tokens
+    ruled = [of_layers(judged.changed(token_rule=rule), *above) for rule, above in zip(rules, shown, strict=True)]
     graphs = [none, alone, *probes, *ruled]
     trials = [(graph, point) for graph in graphs for point in points]
     found = measure_trials(trials, pairs_of_batch(n_tokens), threads, precision)
@@ -131,7 +133,8 @@ def measure_token_times(
     def of_rule(rule: TokenRule, times: np.ndarray) -> Table:
         documents = [document_tokens(point) for point in points]
         left = [point - n + rule.n_left(n) for point, n in zip(points, documents, strict=True)]
-        return tables(times - rest - np.interp(points, *of_judged) - np.interp(left, *last_table))
+        above = np.interp(left, *of_judged) * shows_tokens(rule)
+        return tables(times - rest - np.interp(points, *of_judged) - above - np.interp(left, *last_table))
 
     return TokenTimes(
         rest_ms=float(rest[-1]),

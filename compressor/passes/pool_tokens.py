@@ -31,6 +31,9 @@ class PoolTokens(Pass):
     ``stride``: tokens of a window; 1 pools nothing. Windows start with the document. The first token, the query
     and separators stay as they are, and a window stands where its first token stood.
 
+    ``queries_only``: in the next layer windows ask and see the tokens that they are made of, not each other: its keys
+    and values are made of all tokens, and it costs so much more (Funnel-Transformer's "pool query only").
+
     Where a pool stands already its stride is set anew, and 1 takes it away: a training with ``token_rules`` makes a
     ranker good at several.
 
@@ -46,6 +49,7 @@ class PoolTokens(Pass):
 
     layer: NonNegativeInt | Literal["middle", "auto"] = "middle"
     stride: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = 2
+    queries_only: bool = False
     budget: Budget | None = None
     n_pairs: PositiveInt = 256
 
@@ -66,7 +70,7 @@ class PoolTokens(Pass):
         place = self._places(spec)[0]
         if self._keeps_all:
             return with_rules(spec, {}, "layer", without={place: PoolRule(stride=2)})
-        return with_rules(spec, {place: PoolRule(stride=self._strides[0])}, "layer")
+        return with_rules(spec, {place: self._pool(self._strides[0])}, "layer")
 
     def apply(self, ranker: Ranker, supply: Supply) -> Ranker:
         if self.budget:
@@ -92,6 +96,9 @@ class PoolTokens(Pass):
     def _strides(self) -> Sequence[int]:
         return _STRIDES if self.stride == "auto" else (self.stride,)
 
+    def _pool(self, stride: int) -> PoolRule:
+        return PoolRule(stride=stride, queries_only=self.queries_only)
+
     def _places(self, spec: RankerSpec) -> Sequence[int]:
         return range(len(spec.layers) - 1) if self.layer == "auto" else [place_of(self.layer, spec, "layer")]
 
@@ -99,7 +106,7 @@ class PoolTokens(Pass):
         refuse_whole_rows(spec)
         refuse_quantized(spec, self.verb)
         refuse_token_rules(spec, self.verb, "layer")
-        pools = [PoolRule(stride=stride) for stride in self._strides]
+        pools = [self._pool(stride) for stride in self._strides]
         return TokenChoice(verb=self.verb, budget=budget, options=dict.fromkeys(self._places(spec), pools))
 
     def _with_chosen(self, ranker: Ranker, choice: TokenChoice, supply: Supply) -> Ranker:

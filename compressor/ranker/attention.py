@@ -16,7 +16,7 @@ from compressor.ranker.spec import (
     RotarySpec,
     WindowPattern,
 )
-from compressor.ranker.tokens import TokenLayout
+from compressor.ranker.tokens import Seen, TokenLayout
 
 
 class Attention(nn.Module):
@@ -35,24 +35,28 @@ class Attention(nn.Module):
         self.value = Linear(spec.value)
         self.output = Linear(spec.output)
 
-    def forward(self, values: Tensor, layout: TokenLayout, first_only: bool = False) -> Tensor:
+    def forward(
+        self, values: Tensor, layout: TokenLayout, first_only: bool = False, seen: Seen | None = None
+    ) -> Tensor:
         """Attend.
 
         Args:
             values: packed states ``[T, width]``.
             layout: where they stand.
             first_only: compute the result for each row's first token alone.
+            seen: states that keys and values are made of; by default those that ask.
         """
-        key = layout.pad(self._rotate(self._heads(self.key(values)), layout.positions))  # [B, S, H, d]
-        value = layout.pad(self._heads(self.value(values)))
+        shown, places = (seen.values, seen.layout) if seen else (values, layout)
+        key = places.pad(self._rotate(self._heads(self.key(shown)), places.positions))  # [B, S, H, d]
+        value = places.pad(self._heads(self.value(shown)))
         if first_only:
             asking = self._heads(self.query(values[layout.first]))
             query = self._rotate(asking, layout.positions[layout.first])[:, None]  # [B, 1, H, d]
         else:
             query = layout.pad(self._rotate(self._heads(self.query(values)), layout.positions))
-        mask = visible(self.spec.pattern, layout, first_only)
-        if layout.log_gates is not None:
-            mask = torch.where(mask, layout.log_gates[:, None, None, :], -1e4).to(query.dtype)
+        mask = visible(self.spec.pattern, layout, first_only, places)
+        if places.log_gates is not None:
+            mask = torch.where(mask, places.log_gates[:, None, None, :], -1e4).to(query.dtype)
         mixed = self._attend(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), mask)
         mixed = mixed.transpose(1, 2).flatten(2)  # [B, S or 1, H * d]
         return to_float_kind(self.output(mixed[:, 0] if first_only else layout.pack(mixed)), self.states)
@@ -120,19 +124,28 @@ def rotate(values: Tensor, positions: Tensor, spec: RotarySpec) -> Tensor:
     return torch.cat([left * cosine - right * sine, right * cosine + left * sine], dim=-1)
 
 
-def visible(pattern: AttentionPattern, layout: TokenLayout, first_only: bool) -> Tensor:
+def visible(
+    pattern: AttentionPattern, layout: TokenLayout, first_only: bool, seen: TokenLayout | None = None
+) -> Tensor:
     """Return which keys each query may see: bool ``[B, 1, S or 1, S]``, broadcast over heads.
 
     No query sees nothing, which would give NaN: padding stands where its row's last real token stands. A row's first
     token is none of an isolated query's.
+
+    Args:
+        pattern: which tokens see each other.
+        layout: where those stand that ask.
+        first_only: whether each row's first token asks alone.
+        seen: where keys stand; by default where those stand that ask.
     """
-    keys = layout.mask[:, None, None, :]
+    seen = seen or layout
+    keys = seen.mask[:, None, None, :]
     if isinstance(pattern, WindowPattern | CausalPattern):
         positions = layout.pad(layout.positions)  # [B, S]
         asking = positions[:, :1] if first_only else positions
-        distance = asking[:, :, None] - positions[:, None, :]
+        distance = asking[:, :, None] - seen.pad(seen.positions)[:, None, :]
         near = distance.abs() <= pattern.reach if isinstance(pattern, WindowPattern) else distance >= 0
         keys = keys & near[:, None]
-    if layout.isolated is not None and not first_only:
-        keys = keys & (~layout.isolated[:, None, :, None] | layout.isolated[:, None, None, :])
+    if layout.isolated is not None and seen.isolated is not None and not first_only:
+        keys = keys & (~layout.isolated[:, None, :, None] | seen.isolated[:, None, None, :])
     return keys

@@ -18,7 +18,9 @@ from compressor.ranker.spec import (
     PageRankScorer,
     RankerSpec,
     TableSpec,
+    TokenRule,
 )
+from compressor.ranker.token_rule_spec import shows_tokens
 
 QUERY_TOKENS = 8  # of a typical web query or question
 
@@ -73,6 +75,7 @@ def macs_of_rows(
         if index in left:
             judging = judging + scorer_macs(layer, spec.width, n_tokens, n_asking)
             n_left = left[index](n_document)
+            judging = judging + shown_macs(spec, index, layer.token_rule, n_tokens, n_tokens - n_document + n_left)
             if isinstance(layer.token_rule, MergeRule):  # a matrix product sums up what has merged
                 judging = judging + (n_document - n_left) ** 2 * spec.width
             n_tokens, n_document = n_tokens - n_document + n_left, n_left
@@ -203,6 +206,24 @@ def scorer_macs(layer: LayerSpec, width: int, n_tokens: Count, n_asking: Count) 
     rows, steps = (n_tokens, scorer.steps) if isinstance(scorer, PageRankScorer) else (n_asking, 1)
     products = 0 if attention.pattern.kind == "full" else rows * n_tokens * attention.heads * attention.head_width
     return products + steps * rows * n_tokens
+
+
+def shown_macs(spec: RankerSpec, index: int, rule: TokenRule | None, n_tokens: Count, n_left: Count) -> Count | int:
+    """Return what the layer behind a pool costs more where its windows see the tokens that they are made of.
+
+    Args:
+        spec: the ranker.
+        index: of the layer that the rule stands behind.
+        rule: that one.
+        n_tokens: that reach the rule.
+        n_left: of them, those that reach the next layer.
+    """
+    if not shows_tokens(rule):
+        return 0
+    above = spec.layers[index + 1]
+    for_first = index + 1 == len(spec.layers) - 1 and spec.reads_first_token_only
+    asking = 1 if for_first else n_left
+    return _layer_macs(above, n_tokens, asking, n_tokens) - _layer_macs(above, n_left, asking, n_left)
 
 
 def linear_macs(linear: LinearSpec) -> int:

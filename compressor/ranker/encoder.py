@@ -16,9 +16,9 @@ from compressor.ranker.linears import Linear, Table
 from compressor.ranker.reductions import Reduction
 from compressor.ranker.spec import EmbeddingsSpec, RankerSpec, TokenRule
 from compressor.ranker.sub_network import WHOLE, SubNetwork
-from compressor.ranker.token_rule_spec import ask_for_query_terms
+from compressor.ranker.token_rule_spec import ask_for_query_terms, shows_tokens
 from compressor.ranker.token_scores import Reached
-from compressor.ranker.tokens import RowParts, TokenLayout, query_ends
+from compressor.ranker.tokens import RowParts, Seen, TokenLayout, query_ends
 from compressor.ranker.trace import Trace, watched_relations
 
 
@@ -106,7 +106,7 @@ class Encoder(nn.Module):
         """
         layout = self.lay_out(input_ids, attention_mask)
         states, layouts = [self.embed(layout, input_ids, token_type_ids)], [layout]
-        reductions = {}
+        reductions, shown = {}, {}
         parts = self._parts(layout, input_ids)
         skipped = self.part.skipped
         first_only = self.spec.reads_first_token_only and self._runs_last and len(self.layers) - 1 not in relations
@@ -116,6 +116,11 @@ class Encoder(nn.Module):
                 layouts.append(its_layout)
                 if reduction:
                     reductions[index] = reduction
+                    if shows_tokens(self._rule(index)):
+                        shown[min(set(range(index + 1, len(self.layers))) - skipped)] = reduction
+        for index in found.keys() & shown.keys():  # where windows see tokens: the means of a window's keys and values
+            query, key, value = found[index]
+            found[index] = query, shown[index].states(key), shown[index].states(value)
         logits = self.head(self.pool(states[-1], layouts[-1], first_only))
         exits = {
             index: self.exit_logits(index, states[index + 1], layouts[index + 1])
@@ -176,16 +181,21 @@ class Encoder(nn.Module):
         The state is of first tokens alone behind the last layer with ``first_only``.
         """
         layers: Iterable[Any] = self.layers
+        seen: Seen | None = None
         for index, layer in enumerate(layers):
             read, reduction = values, None
             if index not in self.part.skipped:
                 is_last = index == len(self.layers) - 1
-                values = self._run(layer, values, layout, first_only and is_last, self.part.ffn_width(index))
-            if parts and (rule := self._rule(index)):
+                values = self._run(layer, values, layout, first_only and is_last, self.part.ffn_width(index), seen)
+                seen = None
+            rule = self._rule(index)
+            if parts and rule:
                 reached = Reached(layer=layer, read=read, given=values, layout=layout, parts=parts)
                 reduction = layer.token_rule(reached, rule)
             yield index, values, layout, reduction
             if parts and reduction:
+                if shows_tokens(rule):
+                    seen = Seen(values=values, layout=layout)
                 values, layout, parts = reduction.states(values), reduction.layout, parts.of_kept(reduction.kept)
 
     def _rule(self, index: int) -> TokenRule | None:
@@ -194,11 +204,12 @@ class Encoder(nn.Module):
         return self.part.token_rule(index, self.spec.layers[index].token_rule) if is_read else None
 
     def _run(
-        self, layer: nn.Module, values: Tensor, layout: TokenLayout, first_only: bool, ffn_width: int | None
-    ) -> Tensor:
+        self, layer: nn.Module, values: Tensor, layout: TokenLayout, first_only: bool, ffn_width: int | None,
+        seen: Seen | None,
+    ) -> Tensor:  # fmt: skip
         if self.gradient_checkpointing and self.training:
-            return checkpoint(layer, values, layout, first_only, ffn_width, use_reentrant=False)
-        return layer(values, layout, first_only, ffn_width)
+            return checkpoint(layer, values, layout, first_only, ffn_width, seen, use_reentrant=False)
+        return layer(values, layout, first_only, ffn_width, seen)
 
 
 def expected_tensors(spec: RankerSpec) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, Self
 
 from pydantic import model_validator
@@ -10,7 +11,7 @@ from compressor.ranker.attention_spec import AttentionSpec
 from compressor.ranker.ffn_spec import FeedForwardBlock, FeedForwardSpec
 from compressor.ranker.head_spec import ClassifierHead
 from compressor.ranker.parts_spec import FloatKind, LinearSpec, NormSpec, float_kind
-from compressor.ranker.token_rule_spec import KeepRule, LearnedScorer, TokenRule
+from compressor.ranker.token_rule_spec import KeepRule, LearnedScorer, TokenRule, shows_tokens
 from compressor.records import Record
 
 
@@ -77,3 +78,24 @@ class LayerSpec(Record):
                 if getattr(self, name) is None and getattr(self, f"{name}_norm") is not None:
                     raise ValueError(f"{name}_norm stands before {name}, which is absent: take it away too")
         return self
+
+
+def check_token_rules(layers: Sequence[LayerSpec]) -> None:
+    """Check that the layers of one ranker have token rules only where these can judge and where somebody reads on.
+
+    Raises:
+        ValueError: they do not.
+    """
+    if layers[-1].token_rule:
+        raise ValueError(f"layers.{len(layers) - 1} is the last: no layer reads what a token rule would leave")
+    below = None
+    for index, layer in enumerate(layers):
+        rule = layer.token_rule
+        if rule and rule.reads_attention and not layer.attention:
+            raise ValueError(f"layers.{index} has no attention, by which its token rule judges tokens")
+        if rule and rule.reads_attention and shows_tokens(below):
+            raise ValueError(
+                f"layers.{index} has windows that see tokens and not each other, by which its token rule would judge"
+                " them: let it stand behind a later layer"
+            )
+        below = rule

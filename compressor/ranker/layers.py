@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from compressor.ranker.spec import (
     NormSpec,
 )
 from compressor.ranker.token_rules import build_token_rule
-from compressor.ranker.tokens import TokenLayout
+from compressor.ranker.tokens import Seen, TokenLayout
 
 
 def build_norm(spec: NormSpec | None, width: int) -> nn.Module:
@@ -120,18 +121,23 @@ class Layer(nn.Module):
         self.exit = exit_head
 
     def forward(
-        self, values: Tensor, layout: TokenLayout, first_only: bool = False, ffn_width: int | None = None
-    ) -> Tensor:
+        self, values: Tensor, layout: TokenLayout, first_only: bool = False, ffn_width: int | None = None,
+        seen: Seen | None = None,
+    ) -> Tensor:  # fmt: skip
         """Map packed states ``[T, width]`` to ``[T, width]``, or to ``[B, width]`` with ``first_only``.
 
-        ``ffn_width``: run the first so many neurons alone.
+        ``ffn_width``: run the first so many neurons alone. ``seen``: what attention makes keys and values of; by
+        default the states themselves.
         """
         is_post = self.spec.norm_placement == "post"
         values = self._rounded(values)
         residual = values[layout.first] if first_only else values
         if self.attention:
             read = values if is_post else self._normed(self.attention_norm, values)
-            mixed = self.attention(read, layout, first_only)
+            if seen:
+                shown = self._rounded(seen.values)
+                seen = replace(seen, values=shown if is_post else self._normed(self.attention_norm, shown))
+            mixed = self.attention(read, layout, first_only, seen)
             residual = self._rounded(residual + self.dropout(mixed))
         values = residual = self._normed(self.attention_norm, residual) if is_post else residual
         if self.ffn:

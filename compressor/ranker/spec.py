@@ -31,7 +31,7 @@ from compressor.ranker.attention_spec import (
 from compressor.ranker.cascade_spec import check_stages
 from compressor.ranker.ffn_spec import FeedForwardSpec, LinearMapSpec
 from compressor.ranker.head_spec import ClassifierHead, Head, SimilarityHead
-from compressor.ranker.layer_spec import LayerSpec
+from compressor.ranker.layer_spec import LayerSpec, check_token_rules
 from compressor.ranker.parts_spec import (
     Activation,
     BFloat16,
@@ -209,11 +209,7 @@ class RankerSpec(Record):
     def _token_rules_make_sense(self) -> Self:
         if self.rule_layers and not isinstance(self.head, ClassifierHead):
             raise ValueError("a bi-encoder's rows hold one text, no query and document: they have no token rules")
-        if self.layers[-1].token_rule:
-            raise ValueError(f"layers.{len(self.layers) - 1} is the last: no layer reads what a token rule would leave")
-        for index, layer in enumerate(self.layers):
-            if layer.token_rule and layer.token_rule.reads_attention and not layer.attention:
-                raise ValueError(f"layers.{index} has no attention, by which its token rule judges tokens")
+        check_token_rules(self.layers)
         return self
 
     @model_validator(mode="after")

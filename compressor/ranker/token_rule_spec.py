@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from fractions import Fraction
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt, SerializerFunctionWrapHandler, model_serializer
 
 from compressor.records import Record
 
@@ -69,16 +69,26 @@ class PoolRule(Record):
 
     Windows start with the document, so that a row's do not depend on its neighbors; the last may be shorter. A
     separator within the document ends a window, too.
+
+    ``queries_only``: in the next layer's attention windows ask, and see the tokens that they are made of, not windows:
+    keys and values are made of all of them (Funnel-Transformer, arXiv 2006.03236, "pool query only").
     """
 
     reads_attention: ClassVar[bool] = False
 
     kind: Literal["pool"] = "pool"
     stride: Annotated[int, Field(ge=2, le=64)]
+    queries_only: bool = False
 
     def n_left(self, n_tokens: int) -> int:
         """Return how many tokens are left of a document of so many without a separator within."""
         return -(-n_tokens // self.stride)
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_absent(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what rules did not have from the first, so that stored rankers keep their fingerprints."""
+        written: dict[str, Any] = write(self)
+        return written if self.queries_only else {name: written[name] for name in written if name != "queries_only"}
 
 
 class ShareRule(Record):
@@ -154,6 +164,11 @@ class MergeRule(ShareRule):
 
 
 TokenRule = Annotated[PoolRule | KeepShareRule | KeepThresholdRule | MergeRule, Field(discriminator="kind")]
+
+
+def shows_tokens(rule: TokenRule | None) -> bool:
+    """Return whether the next layer's attention sees the tokens as they were before the rule."""
+    return isinstance(rule, PoolRule) and rule.queries_only
 
 
 def ask_for_query_terms(rules: Iterable[TokenRule | None]) -> bool:

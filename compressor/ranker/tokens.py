@@ -124,6 +124,14 @@ class TokenLayout:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What a layer's tokens see where that is not themselves: packed states ``[T, width]``, and where these stand."""
+
+    values: Tensor
+    layout: TokenLayout
+
+
+@dataclass(frozen=True, kw_only=True)
 class RowParts:
     """What the tokens of a batch are in their rows: what asks, and what may go.
 

@@ -17,7 +17,7 @@ from tests import tiny
 
 N_LAYERS, N_TOKENS = 5, 40
 SPEC = tiny.tiny_spec(layers=(tiny.tiny_layer(),) * N_LAYERS)
-RULES: list[TokenRule] = [KeepShareRule(share=0.7), KeepShareRule(share=0.4), PoolRule(stride=3)]
+RULES: list[TokenRule] = [KeepShareRule(share=0.7), KeepShareRule(share=0.4), PoolRule(stride=3, queries_only=True)]
 
 
 class DrawnCosts:

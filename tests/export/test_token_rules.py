@@ -38,6 +38,7 @@ TOLERANCE = 2e-5  # fp32 sums in another order
 CLEAR_MARGIN = 1e-4  # nearer scores may change places by rounding
 RULES = {
     "pool": PoolRule(stride=3),
+    "pool queries": PoolRule(stride=3, queries_only=True),
     "attention": KeepShareRule(share=0.5),
     "pagerank": KeepShareRule(share=0.3, scorer=PageRankScorer()),
     "learned": KeepShareRule(share=0.4, scorer=LearnedScorer()),
@@ -93,8 +94,28 @@ def test_a_graph_scores_as_torch_does(rule, inner, dialect):
     assert not {node.op_type for node in write_graph(ranker.spec, ranker.weights, dialect).graph.node} & {"If", "Loop"}
 
 
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_windows_see_tokens_in_the_floats_of_the_layer_that_looks(dialect, tiny_pairs, tiny_data):
+    ranker = build_ranker(tiny_spec(layers=(tiny_layer(),) * 3))
+    for step in (
+        PoolTokens(layer=0, queries_only=True),
+        Quantize.model_validate({"scheme": "fp16", "keep_fp32": ["layers.0.*"]}),
+    ):
+        ranker = step.apply(ranker, supply_for(step, tiny_data, ranker))
+    assert ranker.spec.layers[1].states == "fp16"
+    model = write_graph(ranker.spec, ranker.weights, dialect).SerializeToString()
+    session = ort.InferenceSession(model, session_options(threads=1), providers=["CPUExecutionProvider"])
+    batch = parity.parity_batches(ranker, tiny_pairs)[0]
+    with torch.inference_mode():
+        expected = ranker.module(**{name: torch.tensor(array) for name, array in batch.items()}).numpy()
+    (found,) = session.run(None, {node.name: batch[node.name] for node in session.get_inputs()})
+    np.testing.assert_allclose(found, expected, atol=1e-3, rtol=0)  # fp16 has ten bits
+
+
 @pytest.mark.parametrize(
-    "step", [PoolTokens(), KeepTokens(scorer="pagerank"), MergeTokens()], ids=["pool", "keep", "merge"]
+    "step",
+    [PoolTokens(), PoolTokens(layer=0, queries_only=True), KeepTokens(scorer="pagerank"), MergeTokens()],
+    ids=["pool", "pool queries", "keep", "merge"],
 )
 def test_a_folder_says_which_tokens_go_and_holds_no_stock_checkpoint(step, tiny_pairs, tmp_path):
     whole = build_ranker(tiny_spec(layers=(tiny_layer(),) * 3))

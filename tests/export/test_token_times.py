@@ -43,6 +43,15 @@ def test_times_of_parts_add_up_to_that_of_any_choice(monkeypatch, rules, n_layer
     assert times.as_json()["tokens"] == 100
 
 
+def test_windows_that_see_tokens_take_what_the_next_layer_needs_more(monkeypatch):
+    monkeypatch.setattr(token_times, "measure_trials", by_macs)
+    spec, rule = tiny.tiny_spec(layers=(tiny.tiny_layer(),) * 5), PoolRule(stride=2, queries_only=True)
+    times = measure_token_times(spec, 100, [rule], threads=1)
+    for place in range(3):  # behind the last but one the next layer is computed for the first token alone
+        small = with_token_rules(spec, {place: rule})
+        assert times.of(small) == pytest.approx(macs(small, 100), rel=0.02)
+
+
 def test_more_tokens_never_take_less(monkeypatch):
     draw = np.random.default_rng(1)
     monkeypatch.setattr(token_times, "measure_trials", lambda trials, *_: draw.random(len(trials)).tolist())

@@ -13,7 +13,7 @@ from compressor.algorithms.score_shifts import list_places, score_shift
 from compressor.algorithms.token_damage import without_rules
 from compressor.errors import InputError
 from compressor.export import token_times
-from compressor.passes import PlanError
+from compressor.passes import Pass, PlanError
 from compressor.passes.keep_tokens import KeepTokens
 from compressor.passes.pool_tokens import PoolTokens
 from compressor.passes.quantize import Quantize
@@ -203,7 +203,7 @@ def test_a_killed_search_goes_on_where_it_was(ranker, data, monkeypatch):
     assert len(calls) == 8 + n_choices + 2
 
 
-REFUSED_SETTINGS = [
+REFUSED_SETTINGS: list[tuple[type[Pass], dict[str, Any], str]] = [
     (KeepTokens, {"layers": "auto"}, "layers: auto goes by a budget"),
     (KeepTokens, {"budget": {"macs": 0.5}}, "name layers: auto, or take budget away"),
     (KeepTokens, {"layers": {1: 0.5}, "budget": {"macs": 0.5}}, "name layers: auto, or take budget away"),

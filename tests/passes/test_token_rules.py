@@ -43,6 +43,10 @@ def rules_of(ranker):
 def test_rules_stand_where_they_are_put(ranker):
     assert rules_of(run(PoolTokens(), ranker)) == {1: PoolRule(stride=2)}  # two of four layers see all tokens
     assert rules_of(run(PoolTokens(layer=2, stride=4), ranker)) == {2: PoolRule(stride=4)}
+    seeing = run(PoolTokens(queries_only=True), ranker)
+    assert rules_of(seeing) == {1: PoolRule(stride=2, queries_only=True)}
+    assert rules_of(run(PoolTokens(stride=4), seeing)) == {1: PoolRule(stride=4)}
+    assert rules_of(run(PoolTokens(stride=1), seeing)) == {}
     assert rules_of(run(KeepTokens(), ranker)) == {1: KeepShareRule(share=0.5, scorer=AttentionScorer())}
     step = KeepTokens.model_validate({"layers": {"0": 0.7, 1: 1, 2: 0.5}, "scorer": "pagerank"})
     assert rules_of(run(step, ranker)) == {

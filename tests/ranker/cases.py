@@ -199,6 +199,18 @@ SPECS: dict[str, RankerSpec] = {
     "exits_pre_norm": with_exits(of_layers(_PRE, _PRE, _PRE, final_norm=_RMS), None, _MEAN_EXIT),
     "exits_modernbert": with_exits(_modernbert(), _FIRST_EXIT, _MEAN_EXIT),
     "pooled": of_layers(tiny_layer(token_rule=PoolRule(stride=3)), tiny_layer(), separator_id=SEPARATOR),
+    "pooled_queries": of_layers(
+        tiny_layer(token_rule=PoolRule(stride=2, queries_only=True)),
+        tiny_layer(token_rule=PoolRule(stride=3, queries_only=True)),
+        tiny_layer(),
+        separator_id=SEPARATOR,
+    ),
+    "pooled_queries_of_first_tokens": of_layers(
+        _PRE.changed(token_rule=PoolRule(stride=2, queries_only=True)), _PRE, separator_id=SEPARATOR
+    ),
+    "pooled_queries_modernbert": _with_rules(
+        _modernbert(), PoolRule(stride=3, queries_only=True), KeepShareRule(share=0.6, scorer=LearnedScorer())
+    ),
     "kept_by_attention": of_layers(tiny_layer(token_rule=_HALF), tiny_layer(), separator_id=SEPARATOR),
     "kept_by_learned_scores": of_layers(
         tiny_layer(token_rule=KeepShareRule(share=0.6, scorer=LearnedScorer())),
@@ -229,6 +241,9 @@ SPECS: dict[str, RankerSpec] = {
     "isolated_modernbert": _modernbert().changed(isolates_query=True, separator_id=SEPARATOR),
     "isolated_with_rules": _with_rules(
         of_layers(*[tiny_layer()] * 4), _HALF_BY_RANK, PoolRule(stride=2), _HALF
+    ).changed(isolates_query=True),
+    "isolated_with_pooled_queries": _with_rules(
+        of_layers(*[tiny_layer()] * 3), PoolRule(stride=2, queries_only=True)
     ).changed(isolates_query=True),
     "similarity_first": _BERT.changed(head=SimilarityHead(pool="first")),
     "similarity_mean": _BERT.changed(head=SimilarityHead(pool="mean")),

@@ -43,19 +43,22 @@ def oracle(
     parts = [_parts(ids, spec.separator_id) for ids in rows]
     secret = _secret(spec, input_ids, mask)
     x = _embed(spec, w, input_ids, token_type_ids)  # [B, S, D]
+    tokens: tuple[Tensor, Tensor] | None = None  # what windows see, and where it is real
     for i, layer in enumerate(spec.layers):
         name, before = f"layers.{i}", x
+        shown, real = tokens or (x, mask)
         if layer.norm_placement == "post":
-            mixed = _attend(layer.attention, w, name, x, mask, secret) if layer.attention else 0.0
+            mixed = _attend(layer.attention, w, name, x, shown, real, secret) if layer.attention else 0.0
             x = _norm(layer.attention_norm, w, f"{name}.attention_norm", x + mixed)
             fed = _feed(layer.ffn, w, name, x) if layer.ffn else 0.0
             x = _norm(layer.ffn_norm, w, f"{name}.ffn_norm", x + fed)
         else:
             if layer.attention:
-                read = _norm(layer.attention_norm, w, f"{name}.attention_norm", x)
-                x = x + _attend(layer.attention, w, name, read, mask, secret)
+                read, shown = (_norm(layer.attention_norm, w, f"{name}.attention_norm", each) for each in (x, shown))
+                x = x + _attend(layer.attention, w, name, read, shown, real, secret)
             if layer.ffn:
                 x = x + _feed(layer.ffn, w, name, _norm(layer.ffn_norm, w, f"{name}.ffn_norm", x))
+        tokens = (x, mask) if isinstance(layer.token_rule, PoolRule) and layer.token_rule.queries_only else None
         if layer.token_rule:
             x, mask = _reduce(layer, w, name, before, x, mask, parts, rows, secret)
     return _head(spec, w, _norm(spec.final_norm, w, "final_norm", x), mask)
@@ -193,14 +196,16 @@ def _embed(spec: RankerSpec, w: Weights, input_ids: Tensor, token_type_ids: Tens
     return _linear(e.project, w, "embeddings.project", x) if e.project else x
 
 
-def _attend(spec: AttentionSpec, w: Weights, layer: str, x: Tensor, mask: Tensor, secret: Tensor) -> Tensor:
+def _attend(
+    spec: AttentionSpec, w: Weights, layer: str, x: Tensor, shown: Tensor, mask: Tensor, secret: Tensor
+) -> Tensor:
     B, S, _ = x.shape
 
-    def heads(name: str) -> Tensor:
-        flat = _linear(getattr(spec, name), w, f"{layer}.attention.{name}", x)
+    def heads(name: str, of: Tensor) -> Tensor:
+        flat = _linear(getattr(spec, name), w, f"{layer}.attention.{name}", of)
         return flat.reshape(B, S, spec.heads, spec.head_width)
 
-    q, k, v = heads("query"), heads("key"), heads("value")
+    q, k, v = heads("query", x), heads("key", shown), heads("value", shown)
     if spec.positions:
         q, k = (_rotate(each, spec.positions.base, torch.arange(S)) for each in (q, k))
     logits = torch.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(spec.head_width)

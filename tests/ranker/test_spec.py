@@ -13,9 +13,11 @@ from compressor.ranker.spec import (
     ClassifierHead,
     Int8Dynamic,
     Int8Rows,
+    KeepShareRule,
     LinearSpec,
     LowRankForm,
     NormSpec,
+    PoolRule,
     RankerSpec,
     RotarySpec,
 )
@@ -126,6 +128,15 @@ REFUSALS: dict[str, tuple[tuple[str | int, ...], Any, str]] = {
             "token_rule": {"kind": "keep_share", "share": 0.5}
         },
         "layers.0 has no attention, by which its token rule judges tokens",
+    ),
+    "windows that see tokens, judged": (
+        ("layers",),
+        [
+            tiny_layer(token_rule=PoolRule(stride=2, queries_only=True)).model_dump(),
+            tiny_layer(token_rule=KeepShareRule(share=0.5)).model_dump(),
+            tiny_layer().model_dump(),
+        ],
+        "layers.1 has windows that see tokens and not each other",
     ),
     "exit of the last layer": ((*_LAYER, "exit"), _HEAD, "layers.1 is the last and ends in the head: it has no exit"),
     "exit inputs": (

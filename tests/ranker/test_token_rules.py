@@ -172,6 +172,35 @@ def test_states_before_a_rule_are_whole_and_those_behind_follow_it():
     assert len(trace.left_of(positions, 3)) == n_tokens[3]
 
 
+def test_where_windows_see_tokens_relations_are_of_windows_all_the_same():
+    """Linears make of the mean of a window's states the mean of its keys, and of its values."""
+    pooled = tiny_layer(token_rule=PoolRule(stride=2, queries_only=True))
+    spec = tiny_spec(layers=(pooled, tiny_layer(), tiny_layer()), separator_id=3)
+    module = build_ranker(spec).module
+    trace = module.trace(**batch_of(spec, [30, 12]), relations=[1])
+    windows = trace.reductions[0].states(trace.states[1])
+    attention: Any = module.layers[1].attention
+    for found, linear in zip(trace.relations[1], (attention.query, attention.key, attention.value), strict=True):
+        torch.testing.assert_close(found, linear(windows))
+
+
+def test_the_next_layer_that_is_run_sees_tokens():
+    rules = (PoolRule(stride=2, queries_only=True), None, None)
+    spec = tiny_spec(layers=tuple(tiny_layer(token_rule=rule) for rule in rules), separator_id=3)
+    whole = build_ranker(spec)
+    cut = whole.changed(
+        spec=spec.changed(layers=(spec.layers[0], spec.layers[2])),
+        weights={
+            name.replace("layers.2.", "layers.1."): tensor
+            for name, tensor in whole.weights.items()
+            if not name.startswith("layers.1.")
+        },
+    )
+    batch = batch_of(spec, [30, 12])
+    with torch.inference_mode(), running(whole.module, SubNetwork(skipped=frozenset({1}))):
+        assert torch.equal(whole.module(**batch), cut.module(**batch))
+
+
 def test_training_may_run_other_rules_or_none():
     spec = tiny_spec(layers=(tiny_layer(token_rule=PoolRule(stride=2)), tiny_layer()), separator_id=3)
     module, batch = build_ranker(spec).module, batch_of(spec, [30, 12])
@@ -207,4 +236,6 @@ def test_rules_without_a_separator_are_refused():
 
 def test_specs_without_rules_are_written_as_before():
     assert "separator_id" not in tiny_spec().model_dump_json()
+    assert PoolRule(stride=2).model_dump() == {"kind": "pool", "stride": 2}
+    assert PoolRule(stride=2, queries_only=True).model_dump()["queries_only"]
     assert tiny_spec(separator_id=3).model_dump(mode="json")["separator_id"] == 3
