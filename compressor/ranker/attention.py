@@ -16,7 +16,7 @@ from compressor.ranker.spec import (
     RotarySpec,
     WindowPattern,
 )
-from compressor.ranker.tokens import Seen, TokenLayout
+from compressor.ranker.tokens import Seen, TokenLayout, take_tokens
 
 
 class Attention(nn.Module):
@@ -47,25 +47,51 @@ class Attention(nn.Module):
             seen: states that keys and values are made of; by default those that ask.
         """
         shown, places = (seen.values, seen.layout) if seen else (values, layout)
-        key = places.pad(self._rotate(self._heads(self.key(shown)), places.positions))  # [B, S, H, d]
-        value = places.pad(self._heads(self.value(shown)))
+        key = self._rotate(self._heads(self.key(shown)), places.positions)  # [T, H, d]
+        value = self._heads(self.value(shown))
         if first_only:
             asking = self._heads(self.query(values[layout.first]))
-            query = self._rotate(asking, layout.positions[layout.first])[:, None]  # [B, 1, H, d]
+            query = self._rotate(asking, layout.positions[layout.first])  # [B, H, d]
         else:
-            query = layout.pad(self._rotate(self._heads(self.query(values)), layout.positions))
+            query = self._rotate(self._heads(self.query(values)), layout.positions)
+        if first_only or seen or layout.log_gates is not None or not _is_trained_on_cpu(key):
+            mixed = self._mixed(query, key, value, layout, places, first_only)
+        else:
+            mixed = self._mixed_by_groups(query, key, value, layout)
+        return to_float_kind(self.output(mixed), self.states)
+
+    def _mixed(
+        self, query: Tensor, key: Tensor, value: Tensor, layout: TokenLayout, places: TokenLayout, first_only: bool
+    ) -> Tensor:
+        """Return mixed values, ``[T or B, H, d] -> [T or B, H * d]``; keys and values stand in places of their own."""
         mask = visible(self.spec.pattern, layout, first_only, places)
         if places.log_gates is not None:
             mask = torch.where(mask, places.log_gates[:, None, None, :], -1e4).to(query.dtype)
-        mixed = self._attend(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), mask)
+        asking = query[:, None] if first_only else layout.pad(query)  # [B, S or 1, H, d]
+        key, value = places.pad(key), places.pad(value)
+        mixed = self._attend(asking.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), mask)
         mixed = mixed.transpose(1, 2).flatten(2)  # [B, S or 1, H * d]
-        return to_float_kind(self.output(mixed[:, 0] if first_only else layout.pack(mixed)), self.states)
+        return mixed[:, 0] if first_only else layout.pack(mixed)
+
+    def _mixed_by_groups(self, query: Tensor, key: Tensor, value: Tensor, layout: TokenLayout) -> Tensor:
+        """Return what `_mixed` does of all tokens, rows of like length apart: one long row makes no others longer."""
+        groups = layout.length_groups
+        if len(groups) == 1:
+            return self._mixed(query, key, value, layout, layout, False)
+        order = torch.cat([index for _, index in groups])
+        sizes = [len(index) for _, index in groups]
+        queries, keys, values = (take_tokens(part, order).split(sizes) for part in (query, key, value))
+        mixed = [
+            self._mixed(asking, seen, held, group, group, False)
+            for asking, seen, held, (group, _) in zip(queries, keys, values, groups, strict=True)
+        ]
+        return take_tokens(torch.cat(mixed), order.argsort())
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
         dropout = self.dropout if self.training else 0.0
         if self.states != "fp32":
             return _attend_in_products(query, key, value, mask, dropout, self.states)
-        if key.requires_grad and not key.is_cuda:
+        if _is_trained_on_cpu(key):
             return _attend_in_products(query, key, value, mask, dropout)
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
 
@@ -91,6 +117,10 @@ class Attention(nn.Module):
         return to_float_kind(rotate(values, positions, self.spec.positions), self.states)
 
 
+def _is_trained_on_cpu(states: Tensor) -> bool:
+    return states.requires_grad and not states.is_cuda
+
+
 def _attend_in_products(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: float, states: FloatKind = "fp32"
 ) -> Tensor:
@@ -102,7 +132,8 @@ def _attend_in_products(
     """
     scores = torch.matmul(query * query.shape[-1] ** -0.5, key.transpose(-1, -2))  # [B, H, S or 1, S]
     scores = to_float_kind(scores, states)
-    scores = scores.masked_fill(~mask, -1e4) if mask.dtype == torch.bool else scores + mask
+    # Nobody needs the scores as they were: in place, a copy of them all is saved.
+    scores = scores.masked_fill_(~mask, -1e4) if mask.dtype == torch.bool else scores + mask
     shares = scores.softmax(dim=-1).to(value.dtype)
     shares = to_float_kind(shares, states)
     return to_float_kind(torch.matmul(F.dropout(shares, dropout) if dropout else shares, value), states)

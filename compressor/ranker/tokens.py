@@ -7,10 +7,14 @@ attention looks at the padded view ``[B, S, ...]``. Gathers lead there and back,
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
+
+_NEAR = 0.7  # of the longest row of a group
+_WORTHWHILE = 0.8  # of attention's scores; below, groups cost what they save
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +90,22 @@ class TokenLayout:
         index = self.first[rows[row]] + place
         query_ends = None if self.query_ends is None else self.query_ends[rows]
         return TokenLayout.of(mask, self.positions[index], query_ends), index
+
+    @cached_property
+    def length_groups(self) -> list[tuple[TokenLayout, Tensor]]:
+        """Rows of like length apart, the longest first, each group as `keep_rows` returns it; its own whole if none is.
+
+        What is computed on a padded view of each group costs less: attention grows with the square of the longest row.
+        """
+        lengths = self.mask.sum(dim=1)
+        left, groups = lengths.argsort(descending=True, stable=True), []
+        while len(left):
+            is_near = lengths[left] > _NEAR * lengths[left[0]]
+            groups.append(self.keep_rows(left[is_near]))
+            left = left[~is_near]
+        if sum(_area(layout.mask) for layout, _ in groups) > _WORTHWHILE * _area(self.mask):
+            return [(self, torch.arange(len(self.to_packed), device=self.mask.device))]
+        return groups
 
     def pad(self, values: Tensor) -> Tensor:
         """Spread packed values ``[T, ...]`` to the padded view ``[B, S, ...]``; what padding holds is never read."""
@@ -202,6 +222,11 @@ def query_ends(input_ids: Tensor, mask: Tensor, separator_id: int) -> Tensor:
     separates = ((input_ids == separator_id) & mask.bool()).long()
     n_before = separates.cumsum(dim=1) - separates
     return ((n_before == 0) & mask.bool()).sum(dim=1)
+
+
+def _area(mask: Tensor) -> int:
+    """Return how many scores attention takes of a padded view."""
+    return mask.numel() * mask.shape[1]
 
 
 def take_tokens(values: Tensor, index: Tensor) -> Tensor:

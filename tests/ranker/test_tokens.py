@@ -18,3 +18,21 @@ def test_rows_that_stay_hold_what_they_held():
     assert index.tolist() == [0, 2, 3]
     assert tokens.positions.tolist() == [0, 2, 0]
     assert tokens.mask.tolist() == [[True, True], [True, False]]
+
+
+def test_a_long_row_stands_in_a_group_of_its_own():
+    lengths = torch.tensor([5, 40, 8, 6, 33, 7])
+    layout = TokenLayout.of(torch.arange(40) < lengths[:, None])
+    groups = layout.length_groups
+    assert [group.n_tokens.tolist() for group, _ in groups] == [[40, 33], [8, 7, 6], [5]]
+    index = torch.cat([index for _, index in groups])
+    assert index.sort().values.tolist() == list(range(int(lengths.sum())))
+    positions = torch.cat([group.positions for group, _ in groups])
+    assert torch.equal(positions, layout.positions[index])
+
+
+def test_rows_of_like_length_are_one_group():
+    layout = TokenLayout.of(torch.arange(10) < torch.tensor([[10], [8], [9], [6]]))
+    ((whole, index),) = layout.length_groups
+    assert whole is layout
+    assert index.tolist() == list(range(33))

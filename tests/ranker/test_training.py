@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from compressor.ranker import tokens
 from compressor.ranker.encoder import Encoder
 from compressor.ranker.spec import DropoutSpec, Int8Dynamic, Int8Rows, RankerSpec, WindowPattern
+from compressor.ranker.tokens import TokenLayout
 from tests.ranker.cases import SPECS
 from tests.tiny import batch_of, build_ranker, lively_weights
 
@@ -74,6 +76,18 @@ def test_padding_changes_no_gradient(spec):
     wide = gradients(module, batch_of(spec, LENGTHS, columns=spec.max_length))
     for name, expected in narrow.items():
         torch.testing.assert_close(wide[name], expected, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_rows_of_other_lengths_change_no_gradient(spec, monkeypatch):
+    """Attention is computed for rows of like length apart."""
+    module, batch = quiet(spec), batch_of(spec, [3, 34, 7, 2])
+    groups = TokenLayout.of(batch["attention_mask"]).length_groups
+    assert len(groups) > 1
+    found, loss = gradients(module, batch), loss_of(module, batch)
+    monkeypatch.setattr(tokens, "_WORTHWHILE", 0)
+    torch.testing.assert_close(loss_of(module, batch), loss)
+    for name, expected in gradients(module, batch).items():
+        torch.testing.assert_close(found[name], expected, rtol=1e-4, atol=1e-5, msg=name)
 
 
 @pytest.mark.parametrize("reach", [1, 3])
