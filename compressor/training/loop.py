@@ -27,7 +27,7 @@ from compressor.training.curves import BestOnDev, CurveBook
 from compressor.training.kept_zeros import KeptZeros
 from compressor.training.lists import TrainingList
 from compressor.training.live_line import Speed, live_line
-from compressor.training.memory import keep_freed_memory
+from compressor.training.memory import keep_few_primitives, keep_freed_memory
 from compressor.training.optimizer import MovingAverage, build_optimizer, learning_rate
 from compressor.training.precision import autocast
 from compressor.training.processes import average_gradients
@@ -117,6 +117,7 @@ class _Run:
         self.state = PartialState(cpu=not torch.cuda.is_available())
         self.device = self.state.device if self.state.device.type == "cuda" else torch.device("cpu")
         if self.device.type == "cpu":
+            keep_few_primitives()
             keep_freed_memory()
         settings = self.settings
         self.module.to(self.device).train(settings.dropout)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 
 import pytest
 
-from compressor.training.memory import keep_freed_memory
+from compressor.training.memory import keep_few_primitives, keep_freed_memory
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="glibc alone is asked for anything")
 
@@ -42,6 +43,16 @@ def test_a_user_who_chose_is_not_overruled(asked, monkeypatch, name, value):
     monkeypatch.setenv(name, value)
     keep_freed_memory()
     assert not asked
+
+
+def test_few_compiled_products_are_kept_unless_a_user_says_how_many(monkeypatch):
+    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    monkeypatch.setenv(name, "7")
+    keep_few_primitives()
+    assert os.environ[name] == "7"
+    monkeypatch.delenv(name)
+    keep_few_primitives()
+    assert int(os.environ[name]) < 100
 
 
 def test_other_libraries_are_left_alone(monkeypatch):
