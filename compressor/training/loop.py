@@ -27,7 +27,7 @@ from compressor.training.curves import BestOnDev, CurveBook
 from compressor.training.kept_zeros import KeptZeros
 from compressor.training.lists import TrainingList
 from compressor.training.live_line import Speed, live_line
-from compressor.training.memory import keep_few_primitives, keep_freed_memory
+from compressor.training.memory import memory_of_training
 from compressor.training.optimizer import MovingAverage, build_optimizer, learning_rate
 from compressor.training.precision import autocast
 from compressor.training.processes import average_gradients
@@ -84,10 +84,11 @@ def train(
     Raises:
         RunError: a loss is NaN or infinite; names the step and the part.
     """
-    return _Run(
-        module, source, loss, settings, scratch, seed, evaluate, after_step, extra, rates or {}, prepare, parts,
-        rewinds, key,
-    ).result()  # fmt: skip
+    with memory_of_training(on_cpu=not torch.cuda.is_available()):
+        return _Run(
+            module, source, loss, settings, scratch, seed, evaluate, after_step, extra, rates or {}, prepare, parts,
+            rewinds, key,
+        ).result()  # fmt: skip
 
 
 @dataclass
@@ -116,9 +117,6 @@ class _Run:
         self.began = time.monotonic()
         self.state = PartialState(cpu=not torch.cuda.is_available())
         self.device = self.state.device if self.state.device.type == "cuda" else torch.device("cpu")
-        if self.device.type == "cpu":
-            keep_few_primitives()
-            keep_freed_memory()
         settings = self.settings
         self.module.to(self.device).train(settings.dropout)
         self.module.gradient_checkpointing = settings.gradient_checkpointing

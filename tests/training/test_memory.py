@@ -8,20 +8,32 @@ import sys
 
 import pytest
 
-from compressor.training.memory import keep_few_primitives, keep_freed_memory
+from compressor.training.memory import (
+    give_freed_memory_back,
+    keep_few_primitives,
+    keep_freed_memory,
+    memory_of_training,
+)
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="glibc alone is asked for anything")
 
 
+TRIMMED = 0
+
+
 @pytest.fixture
 def asked(monkeypatch):
-    """Return what mallopt was called with."""
+    """Return what glibc was asked for."""
     calls: list[tuple[int, int]] = []
 
     class Library:
         @staticmethod
         def mallopt(parameter, value):
             calls.append((parameter, value))
+
+        @staticmethod
+        def malloc_trim(pad):
+            calls.append((TRIMMED, pad))
 
     monkeypatch.setattr(ctypes, "CDLL", lambda name: Library)
     for name in ("GLIBC_TUNABLES", "LD_PRELOAD"):
@@ -55,6 +67,17 @@ def test_few_compiled_products_are_kept_unless_a_user_says_how_many(monkeypatch)
     assert int(os.environ[name]) < 100
 
 
+def test_behind_a_training_what_is_free_is_given_back(asked, monkeypatch):
+    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "7")
+    with memory_of_training(on_cpu=True):
+        assert len(asked) == 3
+    assert asked[3:] == [(TRIMMED, 0)]
+    with memory_of_training(on_cpu=False):
+        assert len(asked) == 4
+    assert len(asked) == 4
+
+
 def test_other_libraries_are_left_alone(monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
     keep_freed_memory()
+    give_freed_memory_back()
