@@ -88,6 +88,7 @@ def test_speeds_of_narrower_layers_are_quoted_as_recorded():
         ("tokens_458", "squad2-420/test", "benchmarks/README.md"),
         ("tokens_237", "squad2-240/test", "benchmarks/README.md"),
         ("tokens_trained_455", "squad2-420/test", "benchmarks/README.md"),
+        ("passages", "trec-dl-2021/test", "benchmarks/README.md"),
         ("pools_460", "squad2-420/test", "benchmarks/README.md"),
         ("pools_257", "squad2-240/test", "benchmarks/README.md"),
     ],
