@@ -149,7 +149,7 @@ def test_a_student_of_other_tokens_learns_the_teachers_scores(teacher, folder, t
 
 def test_an_encoder_becomes_a_ranker_through_the_pipeline(teacher, folder, tiny_data, tmp_path):
     """The whole road: start, finetune on judgments, stored stages with a history that says where it began."""
-    passes = [{"start_from": {"checkpoint": "other"}}, {"finetune": {**QUICK, "epochs": 30}}]
+    passes = [{"start_from": {"checkpoint": "other"}}, {"finetune": {**QUICK, "epochs": 45}}]
     without_head(folder)
     recipe = recipe_of(teacher, passes, tmp_path)
     stages = make_stages(recipe, "teacher's hash", lambda need: tiny_data, tmp_path / "stages")
