@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from compressor.passes.contract import Need, Pass, Promise, Supply
+from compressor.passes.contract import Need, Pass, PlanError, Promise, Supply
 from compressor.passes.refusals import refuse_quantized, refuse_token_rules
 from compressor.passes.token_budget import TokenChoice, check_budget, lists_to_choose_by, note_held_out
 from compressor.passes.token_rules import place_of, refuse_whole_rows, ruled_as, rules_stay, told_apart, with_rules
@@ -70,6 +70,13 @@ class PoolTokens(Pass):
         place = self._places(spec)[0]
         if self._keeps_all:
             return with_rules(spec, {}, "layer", without={place: PoolRule(stride=2)})
+        if self.queries_only and spec.reads_first_token_only and place == len(spec.layers) - 2:
+            raise PlanError(
+                f"queries_only behind layer {place}, above which the first token alone asks, and no window",
+                allowed="queries_only behind an earlier layer",
+                fix="name one under layer, or leave queries_only out",
+                setting="queries_only",
+            )
         return with_rules(spec, {place: self._pool(self._strides[0])}, "layer")
 
     def apply(self, ranker: Ranker, supply: Supply) -> Ranker:

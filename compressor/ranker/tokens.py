@@ -100,7 +100,7 @@ class TokenLayout:
         lengths = self.mask.sum(dim=1)
         left, groups = lengths.argsort(descending=True, stable=True), []
         while len(left):
-            is_near = lengths[left] > _NEAR * lengths[left[0]]
+            is_near = lengths[left] >= _NEAR * lengths[left[0]]
             groups.append(self.keep_rows(left[is_near]))
             left = left[~is_near]
         if sum(_area(layout.mask) for layout, _ in groups) > _WORTHWHILE * _area(self.mask):

@@ -61,6 +61,12 @@ PLAIN = tiny.tiny_spec(layers=(tiny.tiny_layer(),) * 4)
 RULED = PLAIN.changed(layers=(tiny.tiny_layer(), tiny.tiny_layer(token_rule=PoolRule(stride=2)), *PLAIN.layers[2:]))
 REFUSED = {
     "the last layer": (PoolTokens(layer=3), PLAIN, "layer 3 of a ranker of 4 layers", "layer"),
+    "windows that nobody asks with": (
+        PoolTokens(layer=2, queries_only=True),
+        PLAIN,
+        "above which the first token alone asks",
+        "queries_only",
+    ),
     "no such layer": (KeepTokens(layers={7: 0.5}), PLAIN, "layer 7 of a ranker of 4 layers", "layers"),
     "a layer twice": (KeepTokens(layers={1: 0.5, "middle": 0.5}), PLAIN, "layer 1 by its number and as", "layers"),
     "a layer with a rule": (KeepTokens(), RULED, "layer 1, behind which tokens go already", "layers"),
